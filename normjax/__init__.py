@@ -1,0 +1,1 @@
+"""Every normalization method of the JAX world as a pure, composable transform."""

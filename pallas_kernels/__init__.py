@@ -1,0 +1,1 @@
+"""Fused normalization kernels, and the tools that read what the compiler made of them."""
