@@ -9,8 +9,8 @@ from normjax import linen as linen
 from normjax import nnx as nnx
 from normjax import precision as precision
 from normjax.moments import Moments as Moments
-from normjax.moments import merge as merge_moments
-from normjax.moments import moments as moments
+from normjax.moments import merge_moments as merge_moments
+from normjax.moments import compute_moments as compute_moments
 from normjax.moments import variance as variance
 from normjax.norms import batch_norm as batch_norm
 from normjax.norms import batch_normalize as batch_normalize
@@ -29,5 +29,3 @@ from normjax.transform import blend as blend
 from normjax.transform import chain as chain
 from normjax.transform import split as split
 from normjax.transform import stateless as stateless
-
-__all__ = [name for name in dir() if not name.startswith("_")]

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,9 @@ from normjax.precision import EpsilonMode, inverse_root, statistics_dtype, tange
 AxisName = Hashable | None
 
 
-class Moments(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Moments:
     """Count, mean and sum of squared deviations of a set of values; reduced axes are kept with size 1.
 
     Attributes:
@@ -51,14 +53,14 @@ def variance(moments: Moments, ddof: int = 0) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp, normjax as nj
-      >>> nj.variance(nj.moments(jnp.array([[1.0, 2.0, 6.0]]), axis=-1), ddof=1)
+      >>> nj.variance(nj.compute_moments(jnp.array([[1.0, 2.0, 6.0]]), axis=-1), ddof=1)
       Array([[7.]], dtype=float32)
     """
     divisor = jnp.maximum(moments.count - ddof, 1)
     return jnp.where(moments.count > 0, moments.m2 / divisor, 1)
 
 
-def merge(a: Moments, b: Moments) -> Moments:
+def merge_moments(a: Moments, b: Moments) -> Moments:
     """The triple of the union of two disjoint sets (Chan et al. 1979); empty sets are neutral.
 
     Args:
@@ -71,7 +73,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     Example:
       >>> import jax.numpy as jnp, normjax as nj
       >>> x = jnp.arange(10.0)
-      >>> both = nj.merge_moments(nj.moments(x[:3], 0), nj.moments(x[3:], 0))
+      >>> both = nj.merge_moments(nj.compute_moments(x[:3], 0), nj.compute_moments(x[3:], 0))
       >>> bool(jnp.allclose(nj.variance(both), jnp.var(x)))
       True
     """
@@ -83,7 +85,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(count, mean, m2)
 
 
-def moments(
+def compute_moments(
     x: jax.Array,
     axis: _checks.Axes,
     *,
@@ -111,7 +113,7 @@ def moments(
 
     Example:
       >>> import jax.numpy as jnp, normjax as nj
-      >>> m = nj.moments(jnp.array([1.0, 3.0, jnp.nan]), 0, mask=jnp.array([1, 1, 0]))
+      >>> m = nj.compute_moments(jnp.array([1.0, 3.0, jnp.nan]), 0, mask=jnp.array([1, 1, 0]))
       >>> float(m.count[0]), float(m.mean[0]), float(m.m2[0])
       (2.0, 2.0, 2.0)
     """

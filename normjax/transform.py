@@ -223,14 +223,14 @@ def blend(transforms: Sequence[NormTransform], weights: Sequence[float] | NormTr
             )
             if w.shape != (len(transforms),):
                 raise ValueError(f"blend expects weights of shape ({len(transforms)},), got {w.shape}.")
-        total = None
-        for i, (key, member, _) in enumerate(_members(None, transforms)):
+        outputs = []
+        for key, member, _ in _members(None, transforms):
             y, new_state[key] = member.apply(params[key], state[key], x, train=train, mask=mask, **context)
-            wide = promote(w.dtype, y.dtype)
-            term = w[i].astype(wide) * y.astype(wide)
-            total = term if total is None else total + term
-            dtype = y.dtype
-        return total.astype(dtype), new_state
+            outputs.append(y)
+        dtype = promote(*(y.dtype for y in outputs))
+        wide = promote(dtype, w.dtype)
+        total = sum(w[i].astype(wide) * y.astype(wide) for i, y in enumerate(outputs))
+        return jnp.asarray(total, dtype), new_state
 
     return NormTransform(init, apply)
 

@@ -204,8 +204,8 @@ class GroupNorm(nnx.Module):
     ):
         """Takes the arguments of `flax.nnx.GroupNorm`; `use_fast_variance` has no effect."""
         check_groups(jax.ShapeDtypeStruct((1, num_features), jnp.float32), 1, num_groups, group_size)
-        self.num_groups = num_features // group_size if group_size else num_groups
-        self.group_size = num_features // self.num_groups
+        self.num_groups = num_groups if group_size is None else num_features // group_size
+        self.group_size = group_size if num_groups is None else num_features // num_groups
         self.scale = _param(use_scale, scale_init, (num_features,), param_dtype, rngs, scale_metadata)
         self.bias = _param(use_bias, bias_init, (num_features,), param_dtype, rngs, bias_metadata)
         self.feature_axis = -1

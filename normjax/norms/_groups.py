@@ -32,10 +32,9 @@ def split_groups(
     grouped = x.reshape(*x.shape[:axis], groups, size // groups, *x.shape[axis + 1 :])
     if mask is None:
         return grouped, None
-    mask = jnp.asarray(mask)
-    mask = mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
-    inner = (1, 1) if mask.shape[axis] == 1 else (groups, size // groups)
-    return grouped, mask.reshape(*mask.shape[:axis], *inner, *mask.shape[axis + 1 :])
+    full = (1,) * (x.ndim - mask.ndim) + tuple(mask.shape)
+    inner = (1, 1) if full[axis] == 1 else (groups, size // groups)
+    return grouped, jnp.reshape(mask, (*full[:axis], *inner, *full[axis + 1 :]))
 
 
 def group_axes(axes: tuple[int, ...], axis: int) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ def batch_normalize(
     axis_index_groups=None,
     precision: Precision = TORCH,
 ) -> tuple[jax.Array, Moments]:
-    r"""Batch normalization with the statistics of `x` itself: $y = \gamma (x-\mu_B)/\sqrt{\sigma_B^2+\epsilon} + \beta$.
+    r"""Batch normalization by the batch's own statistics: $y = \gamma (x-\mu_B)/\sqrt{\sigma_B^2+\epsilon} + \beta$.
 
     Args:
       x: Floating array, e.g. `(batch, height, width, channels)`.
