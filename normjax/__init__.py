@@ -9,8 +9,8 @@ from normjax import linen as linen
 from normjax import nnx as nnx
 from normjax import precision as precision
 from normjax.moments import Moments as Moments
-from normjax.moments import merge_moments as merge_moments
 from normjax.moments import compute_moments as compute_moments
+from normjax.moments import merge_moments as merge_moments
 from normjax.moments import variance as variance
 from normjax.norms import batch_norm as batch_norm
 from normjax.norms import batch_normalize as batch_normalize

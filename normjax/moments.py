@@ -181,7 +181,7 @@ def prepare(x: jax.Array, mask: jax.Array | None, dtype: Any = None) -> tuple[ja
     if mask is None:
         return values, None
     _checks.check_mask(mask, x.shape)
-    mask = jnp.asarray(mask) != 0
+    mask = jnp.asarray(mask).astype(bool)
     mask = mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
     return jnp.where(mask | jnp.isfinite(values), values, 0), mask
 

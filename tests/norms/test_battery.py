@@ -1,0 +1,212 @@
+"""What every norm must do, run over every case of `tests.norms.cases`."""
+
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import normjax as nj
+from tests.norms.cases import CASES
+
+over_cases = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+EPS32 = float(np.finfo(np.float32).eps)
+
+
+def make_input(case, rng, dtype=np.float32, offset=0.0, spread=1.0):
+    return (offset + spread * rng.standard_normal(case.shape)).astype(dtype)
+
+
+def make_params(case, rng):
+    """Parameters away from their initial values, so that a forgotten scale or bias shows."""
+    params, state = case.norm.init(None, jax.ShapeDtypeStruct(case.shape, jnp.float32))
+    noise = lambda p: p + jnp.asarray(0.3 * rng.standard_normal(p.shape), p.dtype)
+    return jax.tree.map(noise, params), state
+
+
+def feature_mask(case, rng, empty=False):
+    """A mask of size 1 on the last axis (padding of positions), or full where only features are reduced."""
+    shape = case.shape if len(case.shape) == 2 and not case.across_batch else (*case.shape[:-1], 1)
+    mask = rng.random(shape) < 0.7
+    mask[(0,) * mask.ndim] = True
+    return np.zeros_like(mask) if empty else mask
+
+
+@functools.cache
+def trained(name):
+    """The compiled training-mode `apply` of the case of that name: one compilation per shape."""
+    norm = next(c.norm for c in CASES if c.name == name)
+    return jax.jit(lambda params, state, x, mask: norm.apply(params, state, x, train=True, mask=mask))
+
+
+def tolerance(expected, dtype):
+    """32 roundings of values of the output's size; twice that for a chain of two norms is still inside."""
+    return 32 * float(jnp.finfo(dtype).eps) * max(1.0, float(np.max(np.abs(expected))))
+
+
+def test_every_exported_factory_has_a_case():
+    factories = {name for name in vars(nj) if name.endswith("_norm")} | {"chain", "split", "blend"}
+    assert {c.factory.__name__ for c in CASES} == factories
+
+
+@over_cases
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_equals_the_float64_oracle(case, masked, rng):
+    params, state = make_params(case, rng)
+    x = make_input(case, rng, offset=3.0)
+    mask = feature_mask(case, rng) if masked else None
+    y, _ = trained(case.name)(params, state, x, mask)
+    expected = case.expected(params, x, mask)
+    assert y.dtype == x.dtype
+    np.testing.assert_allclose(y, expected, rtol=0, atol=tolerance(expected, jnp.float32))
+
+
+@over_cases
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float64])
+def test_other_dtypes(case, dtype, rng):
+    with jax.enable_x64(dtype == jnp.float64):
+        params, state = make_params(case, rng)
+        x = jnp.asarray(make_input(case, rng), dtype)
+        y, new_state = trained(case.name)(params, state, x, None)
+        expected = case.expected(params, np.asarray(x, np.float64), None)
+        assert y.dtype == dtype
+        # float32 parameters limit float64 inputs to nothing: they are exact.
+        np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=0, atol=tolerance(expected, dtype))
+        assert all(s.dtype in (jnp.float32, jnp.int32) for s in jax.tree.leaves(new_state))
+
+
+@over_cases
+def test_state_tree_is_the_same_from_init_and_apply(case, rng):
+    struct = jax.ShapeDtypeStruct(case.shape, jnp.bfloat16)
+    abstract = jax.eval_shape(functools.partial(case.norm.init, None), struct)
+    params, state = case.norm.init(jax.random.key(0), struct)
+    describe = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype, getattr(a, "weak_type", False)), tree)
+    assert describe(abstract) == describe((params, state))
+    modes = [functools.partial(case.norm.apply, train=train) for train in (True, False)]
+    after = [jax.eval_shape(mode, params, state, struct)[1] for mode in modes]
+    assert describe(state) == describe(after[0]) == describe(after[1])
+
+
+@over_cases
+def test_scan_vmap_remat_and_jit_without_recompilation(case, rng):
+    params, state = make_params(case, rng)
+    xs = jnp.stack([make_input(case, rng, offset=o) for o in (0.0, 1.0, 2.0)])
+
+    def step(state, x):
+        y, state = jax.checkpoint(functools.partial(case.norm.apply, train=True))(params, state, x)
+        return state, y
+
+    final, ys = jax.lax.scan(step, state, xs)
+    compiled = jax.jit(lambda state, x: step(state, x), donate_argnums=0)
+    looped = jax.tree.map(jnp.copy, state)
+    for x, y in zip(xs, ys, strict=True):
+        looped, again = compiled(looped, x)
+        np.testing.assert_allclose(again, y, rtol=0, atol=tolerance(y, jnp.float32))
+    assert compiled._cache_size() == 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=16 * EPS32, atol=16 * EPS32), looped, final)
+
+    batched = jax.jit(jax.vmap(lambda x: case.norm.apply(params, state, x, train=True)[0]))(xs)
+    for x, y in zip(xs, batched, strict=True):
+        alone, _ = trained(case.name)(params, state, x, None)
+        np.testing.assert_allclose(y, alone, rtol=0, atol=tolerance(alone, jnp.float32))
+
+
+@over_cases
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_derivatives_by_finite_differences(case, masked, rng):
+    with jax.enable_x64(True):
+        params, state = make_params(case, rng)
+        params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
+        state = jax.tree.map(lambda s: s.astype(jnp.float64) if s.dtype == jnp.float32 else s, state)
+        x = jnp.asarray(make_input(case, rng, np.float64))
+        mask = feature_mask(case, rng) if masked else None
+        forward = jax.jit(lambda params, x: case.norm.apply(params, state, x, train=True, mask=mask)[0])
+        # Central differences of step h err by h² plus the rounding eps / h: 1e-4 gives about 1e-8 for order 1.
+        check_grads(forward, (params, x), order=2, modes=("fwd", "rev"), eps=1e-4, atol=1e-4, rtol=1e-4)
+
+
+@over_cases
+def test_vmap_of_grad_and_hessian_agree_with_their_definitions(case, rng):
+    params, state = make_params(case, rng)
+    x = make_input(case, rng)
+    loss = lambda x: jnp.sum(jnp.sin(case.norm.apply(params, state, x, train=True)[0]))
+    hvp = jax.jit(lambda x, t: jax.jvp(jax.grad(loss), (x,), (t,))[1])
+    vhp = jax.jit(lambda x, t: jax.grad(lambda x: jax.jvp(loss, (x,), (t,))[1])(x))
+    tangent = jnp.asarray(rng.standard_normal(case.shape), jnp.float32)
+    forward_over_reverse, reverse_over_forward = hvp(x, tangent), vhp(x, tangent)
+    scale = float(jnp.max(jnp.abs(forward_over_reverse)))
+    np.testing.assert_allclose(forward_over_reverse, reverse_over_forward, rtol=0, atol=256 * EPS32 * max(1, scale))
+
+
+@over_cases
+def test_masked_positions_never_matter(case, rng):
+    params, state = make_params(case, rng)
+    x, mask = make_input(case, rng), feature_mask(case, rng)
+    valid = np.broadcast_to(mask, x.shape)
+
+    @jax.jit
+    def run(x, mask):
+        def loss(params, x):
+            y, new_state = case.norm.apply(params, state, x, train=True, mask=mask)
+            return jnp.sum(jnp.where(valid, y, 0) ** 2), (y, new_state)
+
+        (_, (y, new_state)), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+        return y, new_state, gradients
+
+    y, new_state, (gparams, gx) = run(x, jnp.asarray(mask))
+    assert np.all(np.asarray(gx)[~valid] == 0) or case.name.startswith("chain")
+    for poison in (np.nan, np.inf, -np.inf, 1e30):
+        for kind in (bool, np.int8, np.float32):
+            poisoned = run(np.where(valid, x, np.float32(poison)), jnp.asarray(mask.astype(kind)))
+            assert np.isfinite(poisoned[2][1]).all()
+            clean = (np.where(valid, y, 0), new_state, (gparams, np.where(valid, gx, 0)))
+            dirty = (np.where(valid, poisoned[0], 0), poisoned[1], (poisoned[2][0], np.where(valid, poisoned[2][1], 0)))
+            jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+
+
+@over_cases
+def test_empty_sets_give_statistics_zero_and_one(case, rng):
+    params, state = make_params(case, rng)
+    x = make_input(case, rng)
+    mask = np.zeros((1,) * len(case.shape), bool)
+    forward = lambda x: trained(case.name)(params, state, x, mask)
+    y, new_state = forward(x)
+    np.testing.assert_allclose(y, case.expected(params, x, mask), rtol=0, atol=tolerance(y, jnp.float32))
+    jax.tree.map(np.testing.assert_array_equal, state, new_state)
+    assert np.isfinite(jax.grad(lambda x: jnp.sum(forward(x)[0] ** 2))(x)).all()
+
+
+@over_cases
+def test_constant_input_gives_the_bias_and_finite_gradients(case, rng):
+    params, state = make_params(case, rng)
+    x = jnp.full(case.shape, 1000.3, jnp.float32)
+    forward = lambda params, x: trained(case.name)(params, state, x, None)[0]
+    expected = case.expected(params, np.asarray(x), None)
+    np.testing.assert_allclose(forward(params, x), expected, rtol=0, atol=tolerance(expected, jnp.float32))
+    zeros = jnp.zeros(case.shape, jnp.float32)
+    gradients = jax.grad(lambda *args: jnp.sum(forward(*args)), argnums=(0, 1))(params, zeros)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+
+
+@over_cases
+@hypothesis.given(data=st.data())
+def test_any_shape_mask_and_offset(case, data):
+    # Two batches and two mask shapes: each new shape is a compilation.
+    batch = data.draw(st.sampled_from([1, 3]), label="batch")
+    shape = (batch, *case.shape[1:])
+    offset = data.draw(st.sampled_from([0.0, 1.0, 1e2, 1e4]), label="offset")
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
+    x = (offset + rng.standard_normal(shape)).astype(np.float32)
+    mask_shape = data.draw(st.sampled_from([(*shape[:-1], 1), (1,) * len(shape)]), label="mask")
+    mask = rng.random(mask_shape) < data.draw(st.sampled_from([0.0, 0.5, 1.0]), label="density")
+    params, state = case.norm.init(None, jax.ShapeDtypeStruct(shape, jnp.float32))
+    y, new_state = trained(case.name)(params, state, x, mask)
+    expected = case.expected(params, x, mask)
+    assert y.shape == shape
+    # Without a second value there is no spread: the difference of two large numbers is rounded at their size.
+    np.testing.assert_allclose(y, expected, rtol=0, atol=tolerance(expected, jnp.float32) * (1 + offset / 50))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new_state))
