@@ -2,25 +2,43 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from normjax.precision import Precision
+from normjax import _checks
+from normjax.precision import Precision, promote
 
 
-def flax_precision(x_dtype: Any, dtype: Any, param_dtype: Any, force_float32_reductions: bool = True) -> Precision:
+def flax_precision(
+    x: jax.Array, dtype: Any, parameters: tuple[Any, ...], force_float32_reductions: bool = True
+) -> Precision:
     """Flax's dtype arguments as a `Precision`.
 
     Args:
-      x_dtype: Dtype of the input.
+      x: The input.
       dtype: The module's output dtype, or `None` for the promotion of input and parameters.
-      param_dtype: Dtype of the parameters.
-      force_float32_reductions: Whether statistics are at least float32; otherwise they take the input's dtype.
+      parameters: What takes part in that promotion: arrays, or `None` where there is none.
+      force_float32_reductions: Whether statistics are at least float32. They are never narrower than the input or,
+        when this is set, than the output: a float64 output of float32 statistics would only look like one.
 
     Returns:
       The policy.
+
+    Raises:
+      TypeError: If `x` or `dtype` is not floating.
     """
-    return Precision(
-        statistics=None if force_float32_reductions else jnp.dtype(x_dtype),
-        output="promote" if dtype is None else dtype,
-        parameters=param_dtype,
-    )
+    _checks.check_input(x)
+    if dtype is None:
+        out = promote(x.dtype, *(p.dtype for p in parameters if p is not None))
+    else:
+        out = jnp.dtype(dtype)
+        if not jnp.issubdtype(out, jnp.floating):
+            raise TypeError(f"expected a real floating dtype for the output, got dtype={dtype!r}.")
+    statistics = promote(x.dtype, out, jnp.float32) if force_float32_reductions else jnp.dtype(x.dtype)
+    return Precision(statistics=statistics, output=out)
+
+
+def flax_axes(axes: _checks.Axes, ndim: int, name: str) -> tuple[int, ...]:
+    """Returns axes as a canonical tuple by Flax's rule, which lets the same axis be named twice."""
+    given = (axes,) if isinstance(axes, int) else tuple(axes)
+    return _checks.canonical_axes(sorted({_checks.canonical_axes(a, ndim, name)[0] for a in given}), ndim, name)

@@ -156,7 +156,9 @@ def standardization(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> Standardization:
     """Checks the arguments against `x` and returns them as a hashable `Standardization`."""
-    axes = _checks.canonical_axes(axis, x.ndim)
+    # With a mapped axis there is something to reduce even where the array itself has no such axis left.
+    mapped_only = axis_name is not None and not isinstance(axis, int) and not tuple(axis)
+    axes = () if mapped_only else _checks.canonical_axes(axis, x.ndim)
     _checks.check_input(x, axes)
     _checks.check_epsilon(epsilon)
     groups = None if axis_index_groups is None else tuple(tuple(g) for g in axis_index_groups)

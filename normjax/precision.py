@@ -27,8 +27,8 @@ class Precision:
       output: Output dtype: `"input"` (the input's), `"promote"` (input and parameters promoted, Flax's
         rule), `"parameters"` (T5's rule), or a dtype.
       parameters: Dtype in which `init` creates scales and biases.
-      cast_order: `"scale_then_cast"` multiplies by the scale in the statistics dtype and rounds once (torch,
-        Flax, Gemma, OLMo 2, GPT-OSS); `"cast_then_scale"` rounds the normalized value first and multiplies
+      cast_order: `"scale_then_cast"` multiplies by the scale in the wider of statistics and output dtype and
+        rounds once (torch, Flax, Gemma, OLMo 2, GPT-OSS); `"cast_then_scale"` rounds the normalized value first and multiplies
         afterwards (Llama, Qwen, DeepSeek-V3, T5X); `"cast_then_multiply"` rounds the inverse root itself and
         multiplies in the output dtype (DeepSeek-V4's unweighted norm).
 
@@ -156,8 +156,10 @@ def scale_shift_cast(
     """
     out = output_dtype(x_dtype, (scale, bias), precision)
     if precision.cast_order == "scale_then_cast":
-        dtype = normalized.dtype
-        y = normalized if scale is None else normalized * _offset(scale, scale_offset, dtype).astype(dtype)
+        # Statistics may be narrower than the output (bfloat16 under float32 parameters): never round down in between.
+        dtype = promote(normalized.dtype, out)
+        y = normalized.astype(dtype)
+        y = y if scale is None else y * _offset(scale, scale_offset, dtype).astype(dtype)
         return (y if bias is None else y + bias.astype(dtype)).astype(out)
     # Llama rounds to the input's dtype even where float32 parameters promote the product afterwards.
     rounded = x_dtype if precision.output in ("input", "promote") else out

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from flax.linen.module import merge_param
 
 from normjax import norms
-from normjax._checks import canonical_axes
-from normjax._compat import flax_precision
+from normjax._compat import flax_axes, flax_precision
 from normjax.norms.batch_norm import update_running
 
 Axes = int | tuple[int, ...]
@@ -28,10 +27,10 @@ def _affine(module: Any, shape: tuple[int, ...], use_bias: bool) -> tuple[jax.Ar
 
 
 def _features(x: jax.Array, axes: Axes) -> tuple[int, ...]:
-    return tuple(x.shape[a] for a in canonical_axes(axes, x.ndim, "feature_axes"))
+    return tuple(x.shape[a] for a in flax_axes(axes, x.ndim, "feature_axes"))
 
 
-def _common(module: Any, x: jax.Array, mask: Any) -> dict[str, Any]:
+def _common(module: Any, x: jax.Array, mask: Any, *parameters: jax.Array | None) -> dict[str, Any]:
     # During init the mapped axis does not exist, and nothing depends on the statistics.
     synced = module.axis_name is not None and not module.is_initializing()
     return {
@@ -39,7 +38,7 @@ def _common(module: Any, x: jax.Array, mask: Any) -> dict[str, Any]:
         "mask": mask,
         "axis_name": module.axis_name if synced else None,
         "axis_index_groups": module.axis_index_groups if synced else None,
-        "precision": flax_precision(x.dtype, module.dtype, module.param_dtype, module.force_float32_reductions),
+        "precision": flax_precision(x, module.dtype, parameters, module.force_float32_reductions),
     }
 
 
@@ -81,9 +80,9 @@ class LayerNorm(nn.Module):
             x,
             scale,
             bias,
-            axis=self.reduction_axes,
-            feature_axes=self.feature_axes,
-            **_common(self, x, mask),
+            axis=flax_axes(self.reduction_axes, x.ndim, "reduction_axes"),
+            feature_axes=flax_axes(self.feature_axes, x.ndim, "feature_axes"),
+            **_common(self, x, mask, scale, bias),
         )
 
 
@@ -119,7 +118,11 @@ class RMSNorm(nn.Module):
         """Normalizes `x` over `reduction_axes`; `mask` broadcasts to it."""
         scale, _ = _affine(self, _features(x, self.feature_axes), use_bias=False)
         return norms.rms_normalize(
-            x, scale, axis=self.reduction_axes, feature_axes=self.feature_axes, **_common(self, x, mask)
+            x,
+            scale,
+            axis=flax_axes(self.reduction_axes, x.ndim, "reduction_axes"),
+            feature_axes=flax_axes(self.feature_axes, x.ndim, "feature_axes"),
+            **_common(self, x, mask, scale),
         )
 
 
@@ -157,7 +160,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """Normalizes `x` group by group; `mask` broadcasts to it."""
-        check_group_axes(self.reduction_axes, x.ndim)
+        axis = group_reduction_axes(self.reduction_axes, x.ndim)
         scale, bias = _affine(self, (x.shape[-1],), self.use_bias)
         return norms.group_normalize(
             x,
@@ -165,18 +168,22 @@ class GroupNorm(nn.Module):
             bias,
             num_groups=self.num_groups,
             group_size=self.group_size,
-            axis=self.reduction_axes,
-            **_common(self, x, mask),
+            axis=axis,
+            **_common(self, x, mask, scale, bias),
         )
 
 
-def check_group_axes(axes: Axes | None, ndim: int) -> None:
-    """Raises `ValueError` unless the reduction axes of a group norm include the last one, as Flax demands."""
-    if axes is not None and ndim - 1 not in canonical_axes(axes, ndim, "reduction_axes"):
+def group_reduction_axes(axes: Axes | None, ndim: int) -> tuple[int, ...] | None:
+    """Returns the reduction axes of a group norm, which must include the last one, as Flax demands."""
+    if axes is None:
+        return None
+    canonical = flax_axes(axes, ndim, "reduction_axes")
+    if ndim - 1 not in canonical:
         raise ValueError(
             f"The reduction axes must include the final dimension as this is assumed to be the feature axis; "
             f"got reduction_axes={axes!r} for an input of rank {ndim}."
         )
+    return canonical
 
 
 class InstanceNorm(nn.Module):
@@ -212,18 +219,20 @@ class InstanceNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """Normalizes every channel of every example of `x`; `mask` broadcasts to it."""
-        check_channel_axes(self.feature_axes, x.ndim)
-        scale, bias = _affine(self, _features(x, self.feature_axes), self.use_bias)
-        return norms.instance_normalize(x, scale, bias, feature_axes=self.feature_axes, **_common(self, x, mask))
+        axes = channel_axes(self.feature_axes, x.ndim)
+        scale, bias = _affine(self, _features(x, axes), self.use_bias)
+        return norms.instance_normalize(x, scale, bias, feature_axes=axes, **_common(self, x, mask, scale, bias))
 
 
-def check_channel_axes(axes: Axes, ndim: int) -> None:
-    """Raises `ValueError` if the channel axes of an instance norm include the batch axis."""
-    if 0 in canonical_axes(axes, ndim, "feature_axes"):
+def channel_axes(axes: Axes, ndim: int) -> tuple[int, ...]:
+    """Returns the channel axes of an instance norm, which must not include the batch axis."""
+    canonical = flax_axes(axes, ndim, "feature_axes")
+    if 0 in canonical:
         raise ValueError(
             "The channel axes cannot include the leading dimension as this is assumed to be the batch axis; "
             f"got feature_axes={axes!r} for an input of rank {ndim}."
         )
+    return canonical
 
 
 class BatchNorm(nn.Module):
@@ -265,19 +274,23 @@ class BatchNorm(nn.Module):
     ) -> jax.Array:
         """Normalizes `x` by its batch or by the running statistics; `mask` broadcasts to it."""
         average = merge_param("use_running_average", self.use_running_average, use_running_average)
-        shape = _features(x, self.axis)
+        axes = flax_axes(self.axis, x.ndim, "axis")
+        shape = _features(x, axes)
         dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
         mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(shape, dtype))
         var = self.variable("batch_stats", "var", lambda: jnp.ones(shape, dtype))
         scale, bias = _affine(self, shape, self.use_bias)
-        common = _common(self, x, mask)
+        common = _common(self, x, mask, scale, bias)
         if average:
             keywords = {name: common[name] for name in ("epsilon", "precision")}
             return norms.normalize_with_statistics(
-                x, mean.value, var.value, scale, bias, feature_axes=self.axis, **keywords
+                x, mean.value, var.value, scale, bias, feature_axes=axes, **keywords
             )
-        y, moments = norms.batch_normalize(x, scale, bias, feature_axes=self.axis, **common)
-        if not self.is_initializing():
-            running = update_running({"mean": mean.value, "var": var.value}, moments, self.momentum)
-            mean.value, var.value = running["mean"], running["var"]
+        if self.is_initializing():
+            # One example of a batch that vmap will map over may have no batch axis of its own yet.
+            features = tuple(a + 1 for a in axes)
+            return norms.batch_normalize(x[None], scale, bias, feature_axes=features, **common)[0][0]
+        y, moments = norms.batch_normalize(x, scale, bias, feature_axes=axes, **common)
+        running = update_running({"mean": mean.value, "var": var.value}, moments, self.momentum)
+        mean.value, var.value = running["mean"], running["var"]
         return y

@@ -15,9 +15,8 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 from normjax import norms
-from normjax._checks import canonical_axes
-from normjax._compat import flax_precision
-from normjax.linen._drop_in import check_channel_axes, check_group_axes
+from normjax._compat import flax_axes, flax_precision
+from normjax.linen._drop_in import channel_axes, group_reduction_axes
 from normjax.norms.batch_norm import update_running
 from normjax.norms.group_norm import check_groups
 
@@ -33,26 +32,30 @@ def _param(use: bool, init: Initializer, shape, dtype, rngs: nnx.Rngs, metadata:
     return nnx.Param(init(rngs.params(), shape, dtype), **metadata) if use else nnx.data(None)
 
 
-def _affine(module: Any, x: jax.Array, axes: Axes) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    features = tuple(x.shape[a] for a in canonical_axes(axes, x.ndim, "feature_axes"))
-    scale, bias = (None if p is None else _fit(p[...], features) for p in (module.scale, getattr(module, "bias", None)))
+def _promoted(module: Any, x: jax.Array, *names: str) -> list[Any]:
+    """Returns the input and the named variables, as the module's own `promote_dtype` leaves them."""
+    variables = [getattr(module, name) for name in names]
+    values = [None if v is None else v[...] for v in variables]
     if module.promote_dtype is dtypes.promote_dtype:
-        return x, scale, bias
-    return module.promote_dtype((x, scale, bias), dtype=module.dtype)
+        return [x, *values]
+    return list(module.promote_dtype((x, *values), dtype=module.dtype))
 
 
-def _fit(parameter: jax.Array, features: tuple[int, ...]) -> jax.Array:
+def _fit(parameter: jax.Array | None, x: jax.Array, axes: tuple[int, ...]) -> jax.Array | None:
     # Flax stores one flat vector even where several axes are features.
-    return parameter.reshape(features) if parameter.size == math.prod(features) else parameter
+    shape = tuple(x.shape[a] for a in axes)
+    if parameter is None or parameter.size != math.prod(shape):
+        return parameter
+    return parameter.reshape(shape)
 
 
-def _common(module: Any, x: jax.Array, mask: Any) -> dict[str, Any]:
+def _common(module: Any, x: jax.Array, mask: Any, *promoted: jax.Array | None) -> dict[str, Any]:
     return {
         "epsilon": module.epsilon,
         "mask": mask,
         "axis_name": module.axis_name,
         "axis_index_groups": module.axis_index_groups,
-        "precision": flax_precision(x.dtype, module.dtype, module.param_dtype),
+        "precision": flax_precision(x, module.dtype, promoted),
     }
 
 
@@ -105,14 +108,15 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """Normalizes `x` over `reduction_axes`; `mask` broadcasts to it."""
-        x, scale, bias = _affine(self, x, self.feature_axes)
+        x, scale, bias = _promoted(self, x, "scale", "bias")
+        features = flax_axes(self.feature_axes, x.ndim, "feature_axes")
         return norms.layer_normalize(
             x,
-            scale,
-            bias,
-            axis=self.reduction_axes,
-            feature_axes=self.feature_axes,
-            **_common(self, x, mask),
+            _fit(scale, x, features),
+            _fit(bias, x, features),
+            axis=flax_axes(self.reduction_axes, x.ndim, "reduction_axes"),
+            feature_axes=features,
+            **_common(self, x, mask, scale, bias),
         )
 
 
@@ -160,9 +164,14 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Normalizes `x` over `reduction_axes`; `mask` broadcasts to it."""
-        x, scale, _ = _affine(self, x, self.feature_axes)
+        x, scale = _promoted(self, x, "scale")
+        features = flax_axes(self.feature_axes, x.ndim, "feature_axes")
         return norms.rms_normalize(
-            x, scale, axis=self.reduction_axes, feature_axes=self.feature_axes, **_common(self, x, mask)
+            x,
+            _fit(scale, x, features),
+            axis=flax_axes(self.reduction_axes, x.ndim, "reduction_axes"),
+            feature_axes=features,
+            **_common(self, x, mask, scale),
         )
 
 
@@ -219,10 +228,10 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """Normalizes `x` group by group; `mask` broadcasts to it."""
-        check_group_axes(self.reduction_axes, x.ndim)
-        x, scale, bias = _affine(self, x, -1)
+        axis = group_reduction_axes(self.reduction_axes, x.ndim)
+        x, scale, bias = _promoted(self, x, "scale", "bias")
         return norms.group_normalize(
-            x, scale, bias, num_groups=self.num_groups, axis=self.reduction_axes, **_common(self, x, mask)
+            x, scale, bias, num_groups=self.num_groups, axis=axis, **_common(self, x, mask, scale, bias)
         )
 
 
@@ -275,9 +284,10 @@ class InstanceNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         """Normalizes every channel of every example of `x`; `mask` broadcasts to it."""
-        check_channel_axes(self.feature_axes, x.ndim)
-        x, scale, bias = _affine(self, x, self.feature_axes)
-        return norms.instance_normalize(x, scale, bias, feature_axes=self.feature_axes, **_common(self, x, mask))
+        axes = channel_axes(self.feature_axes, x.ndim)
+        x, scale, bias = _promoted(self, x, "scale", "bias")
+        common = _common(self, x, mask, scale, bias)
+        return norms.instance_normalize(x, _fit(scale, x, axes), _fit(bias, x, axes), feature_axes=axes, **common)
 
 
 class BatchNorm(nnx.Module):
@@ -342,22 +352,18 @@ class BatchNorm(nnx.Module):
                 "No `use_running_average` argument was provided to BatchNorm: pass it to the constructor or to the "
                 "call, or set it with model.train(), model.eval() or nnx.view."
             )
-        x, scale, bias = _affine(self, x, self.axis)
-        common = _common(self, x, mask)
-        running = {"mean": self.mean[...], "var": self.var[...]}
+        axes = flax_axes(self.axis, x.ndim, "axis")
+        x, mean, var, scale, bias = _promoted(self, x, "mean", "var", "scale", "bias")
+        # In Flax the float32 running statistics take part in the promotion, whether they are used or not.
+        promoted = (mean, var) if self.promote_dtype is dtypes.promote_dtype else ()
+        common = _common(self, x, mask, *promoted, scale, bias)
+        scale, bias = _fit(scale, x, axes), _fit(bias, x, axes)
         if average:
-            return norms.normalize_with_statistics(
-                x,
-                running["mean"],
-                running["var"],
-                scale,
-                bias,
-                feature_axes=self.axis,
-                epsilon=self.epsilon,
-                precision=common["precision"],
-            )
-        y, moments = norms.batch_normalize(x, scale, bias, feature_axes=self.axis, **common)
-        running = update_running(running, moments, self.momentum)
+            mean, var = _fit(mean, x, axes), _fit(var, x, axes)
+            keywords = {name: common[name] for name in ("epsilon", "precision")}
+            return norms.normalize_with_statistics(x, mean, var, scale, bias, feature_axes=axes, **keywords)
+        y, moments = norms.batch_normalize(x, scale, bias, feature_axes=axes, **common)
+        running = update_running({"mean": self.mean[...], "var": self.var[...]}, moments, self.momentum)
         self.mean[...], self.var[...] = running["mean"], running["var"]
         return y
 

@@ -64,7 +64,7 @@ def batch_normalize(
     features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
     spec = standardization(
         x,
-        batch_axes(x.ndim, features),
+        batch_axes(x.ndim, features, axis_name),
         epsilon=epsilon,
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
@@ -125,12 +125,13 @@ def normalize_with_statistics(
     return affine(normalized, x, scale, bias, features, precision)
 
 
-def batch_axes(ndim: int, features: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the axes that batch normalization reduces: all that are not features."""
+def batch_axes(ndim: int, features: tuple[int, ...], axis_name: AxisName = None) -> tuple[int, ...]:
+    """Returns the axes that batch normalization reduces: all that are not features, none if the batch is mapped."""
     axes = _checks.other_axes(features, ndim)
-    if not axes:
+    if not axes and axis_name is None:
         raise ValueError(
-            f"feature_axes={features} leave no axis of an input of rank {ndim} to take batch statistics over."
+            f"feature_axes={features} leave no axis of an input of rank {ndim} to take batch statistics over; "
+            "inside vmap, pass axis_name= to take them over the mapped axis."
         )
     return axes
 
@@ -202,7 +203,7 @@ def batch_norm(
     def init(rng, x, **context):
         del context
         features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
-        batch_axes(x.ndim, features)
+        batch_axes(x.ndim, features, axis_name)
         shape = tuple(x.shape[a] for a in features)
         dtype = statistics_dtype(x.dtype)
         state = {"mean": jnp.zeros(shape, dtype), "var": jnp.full(shape, 0 if debias else 1, dtype)}

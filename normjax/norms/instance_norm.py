@@ -66,7 +66,7 @@ def instance_normalize(
         x,
         scale,
         bias,
-        axis=spatial_axes(x.ndim, feature_axes, batch_axes),
+        axis=spatial_axes(x.ndim, feature_axes, batch_axes, axis_name),
         feature_axes=feature_axes,
         epsilon=epsilon,
         epsilon_mode=epsilon_mode,
@@ -77,12 +77,14 @@ def instance_normalize(
     )
 
 
-def spatial_axes(ndim: int, feature_axes: _checks.Axes, batch_axes: _checks.Axes) -> tuple[int, ...]:
-    """Returns the axes of a rank-`ndim` array that are neither features nor batch."""
+def spatial_axes(
+    ndim: int, feature_axes: _checks.Axes, batch_axes: _checks.Axes, axis_name: AxisName = None
+) -> tuple[int, ...]:
+    """Returns the axes of a rank-`ndim` array that are neither features nor batch; none if they are all mapped."""
     features = _checks.canonical_axes(feature_axes, ndim, "feature_axes")
     batch = _checks.canonical_axes(batch_axes, ndim, "batch_axes")
     spatial = _checks.other_axes((*features, *batch), ndim)
-    if set(features) & set(batch) or not spatial:
+    if set(features) & set(batch) or not (spatial or axis_name is not None):
         raise ValueError(
             f"feature_axes={feature_axes!r} and batch_axes={batch_axes!r} must be disjoint and leave at least one "
             f"axis of an input of rank {ndim} to normalize over."
@@ -137,7 +139,7 @@ def instance_norm(
 
     def layer(ndim: int) -> NormTransform:
         return layer_norm(
-            axis=spatial_axes(ndim, feature_axes, batch_axes),
+            axis=spatial_axes(ndim, feature_axes, batch_axes, axis_name),
             feature_axes=feature_axes,
             epsilon=epsilon,
             epsilon_mode=epsilon_mode,
