@@ -120,8 +120,8 @@ def compute_moments(
     spec = standardization(x, axis, axis_name=axis_name, axis_index_groups=axis_index_groups)
     values, mask = prepare(x, mask)
     count = _count(values, mask, spec)
-    centred, mean = _centre(values, mask, count, spec)
-    return Moments(count, mean, _sum(centred * centred, mask, spec))
+    _, mean, second = _central(values, mask, count, spec)
+    return Moments(count, mean, second * count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,11 +211,7 @@ def standardize(values: jax.Array, mask: jax.Array | None, spec: Standardization
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _standardize(values, mask, count, spec: Standardization):
-    if spec.centre:
-        centred, mean = _centre(values, mask, count, spec)
-    else:
-        centred, mean = values, jnp.zeros_like(_sum_shape(values, spec))
-    second = _sum(centred * centred, mask, spec) / jnp.maximum(count, 1)
+    centred, mean, second = _central(values, mask, count, spec)
     return centred * _factor(second, count, spec), mean, second
 
 
@@ -224,12 +220,15 @@ def _standardize_jvp(spec: Standardization, primals, tangents):
     values, mask, count = primals
     normalized, mean, second = _standardize(values, mask, count, spec)
     factor = _factor(second, count, spec)
-    divisor = jnp.maximum(count, 1)
     dot = tangents[0]
-    mean_dot = _sum(dot, mask, spec) / divisor if spec.centre else jnp.zeros_like(mean)
-    radial = _sum(normalized * dot, mask, spec) / divisor
+    if spec.centre:
+        mean_dot, radial = _means((dot, normalized * dot), mask, count, spec)
+        rest = dot - mean_dot
+    else:
+        (radial,) = _means((normalized * dot,), mask, count, spec)
+        mean_dot, rest = jnp.zeros_like(mean), dot
     gain = tangent_gain(second, spec.epsilon, spec.epsilon_mode)
-    normalized_dot = factor * (dot - mean_dot - normalized * (gain * radial))
+    normalized_dot = factor * (rest - normalized * (gain * radial))
     safe = jnp.where(factor > 0, factor, 1)
     return (normalized, mean, second), (normalized_dot, mean_dot, 2 * radial / safe)
 
@@ -239,13 +238,18 @@ def _factor(second, count, spec: Standardization):
     return inverse_root(jnp.where(count > 0, second, 1), spec.epsilon, spec.epsilon_mode)
 
 
-def _centre(values, mask, count, spec: Standardization):
-    divisor = jnp.maximum(count, 1)
-    # The first mean only has to be near: it is constant for autodiff, which sees the exact one below.
-    near = jax.lax.stop_gradient(_sum(values, mask, spec) / divisor)
-    centred = values - near
-    rest = _sum(centred, mask, spec) / divisor
-    return centred - rest, jnp.where(count > 0, near + rest, 0)
+def _central(values, mask, count, spec: Standardization):
+    """Centred values, mean and second moment; one reduction without centring, two with it."""
+    if not spec.centre:
+        (second,) = _means((values * values,), mask, count, spec)
+        return values, jnp.zeros_like(second), second
+    # The first mean only has to be near: it is a constant for autodiff. What it lacks is measured in the second pass.
+    near = jax.lax.stop_gradient(_means((values,), mask, count, spec)[0])
+    shifted = values - near
+    rest, square = _means((shifted, shifted * shifted), mask, count, spec)
+    # rest is a rounding error of near, so nothing cancels here; the clip is for constant rows.
+    second = jnp.maximum(square - rest * rest, 0)
+    return shifted - rest, near + rest, second
 
 
 def _count(values, mask, spec: Standardization) -> jax.Array:
@@ -260,15 +264,13 @@ def _count(values, mask, spec: Standardization) -> jax.Array:
     return _across(valid, spec).astype(values.dtype)
 
 
-def _sum(values, mask, spec: Standardization) -> jax.Array:
+def _means(values: tuple[jax.Array, ...], mask, count, spec: Standardization) -> tuple[jax.Array, ...]:
+    """Means of several arrays over the valid positions, merged across devices together; 0 for an empty set."""
     if mask is not None:
-        values = jnp.where(mask, values, 0)
-    return _across(jnp.sum(values, axis=spec.axes, keepdims=True), spec)
-
-
-def _sum_shape(values, spec: Standardization) -> jax.Array:
-    shape = tuple(1 if a in spec.axes else n for a, n in enumerate(values.shape))
-    return jnp.zeros(shape, values.dtype)
+        values = tuple(jnp.where(mask, v, 0) for v in values)
+    sums = _across(tuple(jnp.sum(v, axis=spec.axes, keepdims=True) for v in values), spec)
+    divisor = jnp.maximum(count, 1)
+    return tuple(total / divisor for total in sums)
 
 
 def _across(value, spec: Standardization):

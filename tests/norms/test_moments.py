@@ -1,0 +1,61 @@
+"""Merging, masks, ddof and accuracy of the (count, mean, M2) triples."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import normjax as nj
+
+EPS32 = float(np.finfo(np.float32).eps)
+
+
+def test_shape_count_and_axes(rng):
+    x = rng.standard_normal((2, 3, 4)).astype(np.float32)
+    triple = nj.compute_moments(x, (0, -1))
+    assert triple.mean.shape == triple.m2.shape == (1, 3, 1)
+    np.testing.assert_array_equal(triple.count, 8.0)
+    np.testing.assert_allclose(triple.mean[0, :, 0], x.mean((0, 2)), rtol=0, atol=8 * EPS32)
+    np.testing.assert_allclose(nj.variance(triple)[0, :, 0], x.astype(np.float64).var((0, 2)), rtol=16 * EPS32)
+
+
+@hypothesis.given(cuts=st.lists(st.integers(0, 12), min_size=1, max_size=3), offset=st.sampled_from([0.0, 1e3]))
+def test_merging_any_partition_gives_the_whole(cuts, offset):
+    x = (offset + np.random.default_rng(0).standard_normal(12)).astype(np.float32)
+    bounds = [0, *sorted(cuts), 12]
+    parts = [np.where((np.arange(12) >= a) & (np.arange(12) < b), 1, 0) for a, b in zip(bounds, bounds[1:], strict=False)]
+    triples = [nj.compute_moments(x, 0, mask=part) for part in parts]
+    merged = triples[0]
+    for triple in triples[1:]:
+        merged = nj.merge_moments(merged, triple)
+    exact = x.astype(np.float64)
+    assert float(merged.count[0]) == 12
+    np.testing.assert_allclose(merged.mean[0], exact.mean(), rtol=8 * EPS32)
+    # The means of the parts are rounded at the offset's size; their spread enters squared.
+    np.testing.assert_allclose(nj.variance(merged)[0], exact.var(), rtol=64 * EPS32 * (1 + offset))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e2, 1e3, 1e4, 1e5])
+def test_variance_of_offset_data(offset, rng):
+    x = (offset + 0.1 * rng.standard_normal(4096)).astype(np.float32)
+    exact = x.astype(np.float64).var()
+    np.testing.assert_allclose(nj.variance(nj.compute_moments(x, 0))[0], exact, rtol=64 * EPS32)
+
+
+def test_ddof_and_single_values():
+    triple = nj.compute_moments(jnp.array([[5.0], [7.0]]), 1)
+    np.testing.assert_array_equal(nj.variance(triple, ddof=1), np.zeros((2, 1), np.float32))
+    empty = nj.compute_moments(jnp.ones(3), 0, mask=jnp.zeros(3, bool))
+    assert float(empty.count[0]) == float(empty.mean[0]) == float(empty.m2[0]) == 0
+    assert float(nj.variance(empty)[0]) == float(nj.variance(empty, ddof=1)[0]) == 1
+
+
+def test_derivative_of_moments(rng):
+    with jax.enable_x64(True):
+        x = jnp.asarray(5 + rng.standard_normal(6))
+        gradient = jax.grad(lambda x: nj.compute_moments(x, 0).m2[0])(x)
+        np.testing.assert_allclose(gradient, 2 * (x - x.mean()), rtol=1e-12, atol=1e-14)
+        gradient = jax.grad(lambda x: nj.compute_moments(x, 0).mean[0])(x)
+        np.testing.assert_allclose(gradient, np.full(6, 1 / 6), rtol=1e-14)
