@@ -123,9 +123,7 @@ CASES = [
         (1,),
     ),
     Case("rms in groups", nj.rms_norm, nj.rms_norm(group_size=4), (4, 3, 16), _group_rms(4, 1e-6), (2,)),
-    Case(
-        "batch", nj.batch_norm, nj.batch_norm(), (8, 3, 3, 4), _direct((0, 1, 2), (3,), epsilon=1e-5), (0, 1, 2)
-    ),
+    Case("batch", nj.batch_norm, nj.batch_norm(), (8, 3, 3, 4), _direct((0, 1, 2), (3,), epsilon=1e-5), (0, 1, 2)),
     Case(
         "batch, torch's",
         nj.batch_norm,
@@ -135,7 +133,12 @@ CASES = [
         (0, 2),
     ),
     Case(
-        "batch, cumulative", nj.batch_norm, nj.batch_norm(momentum=None), (8, 4), _direct((0,), (1,), epsilon=1e-5), (0,)
+        "batch, cumulative",
+        nj.batch_norm,
+        nj.batch_norm(momentum=None),
+        (8, 4),
+        _direct((0,), (1,), epsilon=1e-5),
+        (0,),
     ),
     Case("batch, debiased", nj.batch_norm, nj.batch_norm(debias=True), (8, 4), _direct((0,), (1,), epsilon=1e-5), (0,)),
     Case("group", nj.group_norm, nj.group_norm(num_groups=2), (4, 3, 3, 8), _group(2, 1e-6), (1, 2, 3)),
@@ -147,10 +150,10 @@ CASES = [
         _group(4, 1e-6),
         (1,),
     ),
+    Case("instance", nj.instance_norm, nj.instance_norm(), (4, 3, 4, 5), _direct((1, 2), (3,), epsilon=1e-6), (1, 2)),
     Case(
-        "instance", nj.instance_norm, nj.instance_norm(), (4, 3, 4, 5), _direct((1, 2), (3,), epsilon=1e-6), (1, 2)
+        "chain: batch-channel", nj.chain, nj.chain(nj.batch_norm(), nj.group_norm(num_groups=2)), (8, 16), _bcn, (0, 1)
     ),
-    Case("chain: batch-channel", nj.chain, nj.chain(nj.batch_norm(), nj.group_norm(num_groups=2)), (8, 4), _bcn, (0, 1)),
     Case(
         "split: instance-batch",
         nj.split,

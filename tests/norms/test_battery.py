@@ -130,16 +130,17 @@ def test_derivatives_by_finite_differences(case, masked, rng):
 
 
 @over_cases
-def test_vmap_of_grad_and_hessian_agree_with_their_definitions(case, rng):
-    params, state = make_params(case, rng)
-    x = make_input(case, rng)
-    loss = lambda x: jnp.sum(jnp.sin(case.norm.apply(params, state, x, train=True)[0]))
-    hvp = jax.jit(lambda x, t: jax.jvp(jax.grad(loss), (x,), (t,))[1])
-    vhp = jax.jit(lambda x, t: jax.grad(lambda x: jax.jvp(loss, (x,), (t,))[1])(x))
-    tangent = jnp.asarray(rng.standard_normal(case.shape), jnp.float32)
-    forward_over_reverse, reverse_over_forward = hvp(x, tangent), vhp(x, tangent)
-    scale = float(jnp.max(jnp.abs(forward_over_reverse)))
-    np.testing.assert_allclose(forward_over_reverse, reverse_over_forward, rtol=0, atol=256 * EPS32 * max(1, scale))
+def test_hessian_vector_products_agree(case, rng):
+    with jax.enable_x64(True):
+        params, state = jax.tree.map(
+            lambda a: jnp.asarray(a, jnp.float64 if a.dtype == jnp.float32 else a.dtype), make_params(case, rng)
+        )
+        x, tangent = (jnp.asarray(make_input(case, rng, np.float64)) for _ in range(2))
+        loss = lambda x: jnp.sum(jnp.sin(case.norm.apply(params, state, x, train=True)[0]))
+        forward_over_reverse = jax.jit(lambda x, t: jax.jvp(jax.grad(loss), (x,), (t,))[1])(x, tangent)
+        reverse_over_forward = jax.jit(lambda x, t: jax.grad(lambda x: jax.jvp(loss, (x,), (t,))[1])(x))(x, tangent)
+        scale = float(jnp.max(jnp.abs(forward_over_reverse)))
+        np.testing.assert_allclose(forward_over_reverse, reverse_over_forward, rtol=0, atol=1e-12 * max(1, scale))
 
 
 @over_cases
@@ -165,7 +166,9 @@ def test_masked_positions_never_matter(case, rng):
             assert np.isfinite(poisoned[2][1]).all()
             clean = (np.where(valid, y, 0), new_state, (gparams, np.where(valid, gx, 0)))
             dirty = (np.where(valid, poisoned[0], 0), poisoned[1], (poisoned[2][0], np.where(valid, poisoned[2][1], 0)))
-            jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+            # Another mask dtype is another program, which may fuse and round differently; nothing else may change.
+            close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance(a, jnp.float32))
+            jax.tree.map(close, clean, dirty)
 
 
 @over_cases

@@ -27,7 +27,11 @@ CALLS = {
     "mask too short": (lambda: apply(nj.layer_norm(), mask=jnp.ones((2, 3))), ValueError, r"\(2, 3\).*\(2, 3, 4\)"),
     "mask too wide": (lambda: apply(nj.layer_norm(), mask=jnp.ones((5, 2, 3, 4))), ValueError, r"\(5, 2, 3, 4\)"),
     "mask of groups": (lambda: apply(nj.group_norm(num_groups=2), mask=jnp.ones((2, 2))), ValueError, r"\(2, 2\)"),
-    "groups do not divide": (lambda: nj.group_norm(num_groups=3).init(None, X), ValueError, r"num_groups=3.*4.*\[1, 2, 4\]"),
+    "groups do not divide": (
+        lambda: nj.group_norm(num_groups=3).init(None, X),
+        ValueError,
+        r"num_groups=3.*4.*\[1, 2, 4\]",
+    ),
     "group size": (lambda: nj.rms_normalize(X, group_size=3), ValueError, r"group_size=3.*4"),
     "both group counts": (lambda: nj.group_normalize(X, num_groups=2, group_size=2), ValueError, "exactly one"),
     "empty batch": (lambda: nj.batch_normalize(jnp.ones((0, 3))), ValueError, r"\(0, 3\)"),

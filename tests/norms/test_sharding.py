@@ -80,9 +80,7 @@ def test_axis_name_merges_by_counts(factory, masked, rng):
     def apply(params, state, x, mask):
         return merged.apply(params, state, x, train=True, mask=mask)
 
-    mapped = jax.jit(
-        jax.shard_map(apply, mesh=mesh, in_specs=(P(), P(), spec, mask_spec), out_specs=(spec, P()))
-    )
+    mapped = jax.jit(jax.shard_map(apply, mesh=mesh, in_specs=(P(), P(), spec, mask_spec), out_specs=(spec, P())))
     assert_trees_close(mapped(params, state, x, mask), expected, scale=8.0)
 
 
