@@ -9,7 +9,7 @@ import numpy as np
 from normjax.optim._leaves import is_float, require_float
 from normjax.optim._paths import FlatTree, flatten, listing, match
 
-VECTORS = ("bias", "scale", "offset", "beta", "gamma", "b")
+VECTORS = ("bias", "scale", "offset", "beta", "gamma")
 READOUT = re.compile(
     r"(.*_)?(head|heads|readout|logits?|classifier|policy|actor|critic|values?|unembed(ding)?)(_?\d+)?"
 )
@@ -68,7 +68,7 @@ def hidden_weights(readout: Sequence[str] | None = None, *, embeddings: bool = F
     """Mask builder: the weights between the input and the readout.
 
     Selects every leaf with two or more dimensions, except readouts, embedding tables (unless asked) and
-    leaves called `bias`, `scale`, `offset`, `beta`, `gamma` or `b` (in a scanned stack these have two
+    leaves called `bias`, `scale`, `offset`, `beta` or `gamma` (in a scanned stack these have two
     dimensions too).
 
     A parameter tree does not say which layer is the readout. Name the output layers, all of them. With

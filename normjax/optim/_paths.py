@@ -69,13 +69,19 @@ def _covers(key: str, path: str) -> bool:
     return key in (ROOT, path) or path.startswith(key + "/") or path.endswith("/" + key)
 
 
+def _agree(a: Any, b: Any) -> bool:
+    return isinstance(a, bool | int | float | str | tuple | None) and type(a) is type(b) and a == b
+
+
 def _lookup(path: str, spec: Mapping[str, Any], what: str) -> list[Any]:
     if path in spec:
         return [spec[path]]
     hits = sorted((key for key in spec if _covers(key, path)), key=lambda key: (key != ROOT, key.count("/")))
-    if len(hits) > 1 and ROOT not in hits and hits[-1].count("/") == hits[-2].count("/"):
+    rivals = [key for key in hits[:-1] if key != ROOT and key.count("/") == hits[-1].count("/")]
+    rivals = [key for key in rivals if not _agree(spec[key], spec[hits[-1]])]
+    if rivals:
         raise ValueError(
-            f"{what} is ambiguous for {path!r}: both {hits[-2]!r} and {hits[-1]!r} name it. Give {path!r} "
+            f"{what} is ambiguous for {path!r}: both {rivals[0]!r} and {hits[-1]!r} name it. Give {path!r} "
             f"itself."
         )
     return [spec[hits[-1]]] if hits else []
