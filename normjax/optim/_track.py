@@ -61,27 +61,60 @@ class TrackEffectiveLRState(NamedTuple):
     tracker: EffectiveLRState
 
 
-def _measure(p: jax.Array, u: jax.Array, reference: jax.Array, axes: Axes) -> WeightMotion:
-    p, u = wide(p), wide(u).astype(wide(p).dtype)
+class _Sums(NamedTuple):
+    """What one round of reductions gives: norm of w, component of u along w, norm of u."""
+
+    length: jax.Array
+    along: jax.Array
+    size: jax.Array
+
+
+def _safe(length: jax.Array) -> jax.Array:
+    return jnp.where(length > 0, length, 1)
+
+
+def _sums(p: jax.Array, u: jax.Array, axes: Axes) -> _Sums:
     length = norm(p, axes)
-    safe = jnp.where(length > 0, length, 1)
-    along = jnp.sum(p * u, axis=axes) / safe
+    return _Sums(length, jnp.sum(p * u, axis=axes) / _safe(length), norm(u, axes))
+
+
+def _across(p: jax.Array, u: jax.Array, sums: _Sums, axes: Axes) -> jax.Array:
     # The perpendicular part itself: |u|² - along² cancels for steps along w, arccos for small angles.
-    across = norm(u - p * spread(along / safe, axes), axes)
-    return WeightMotion(
-        norm=length,
-        growth=jnp.where(reference > 0, length / jnp.where(reference > 0, reference, 1), 1).astype(p.dtype),
-        relative_update=jnp.where(length > 0, norm(u, axes) / safe, 0),
-        rotation=jnp.arctan2(across, length + along),
-    )
+    return norm(u - p * spread(sums.along / _safe(sums.length), axes), axes)
+
+
+def _growth(length: jax.Array, reference: jax.Array) -> jax.Array:
+    return jnp.where(reference > 0, length / _safe(reference).astype(length.dtype), 1).astype(length.dtype)
+
+
+def _measure(
+    params: Mapping[str, jax.Array],
+    updates: Mapping[str, jax.Array],
+    reference: Mapping[str, jax.Array],
+    axes: Mapping[str, Axes],
+) -> dict[str, WeightMotion]:
+    pairs = {
+        path: (wide(params[path]), wide(u).astype(wide(params[path]).dtype)) for path, u in updates.items()
+    }
+    # The barrier makes two rounds over all leaves out of two per leaf: XLA merges the all-reduces of a round.
+    sums = jax.lax.optimization_barrier({path: _sums(*pair, axes[path]) for path, pair in pairs.items()})
+    across = {path: _across(*pair, sums[path], axes[path]) for path, pair in pairs.items()}
+    return {
+        path: WeightMotion(
+            norm=s.length,
+            growth=_growth(s.length, reference[path]),
+            relative_update=jnp.where(s.length > 0, s.size / _safe(s.length), 0),
+            rotation=jnp.arctan2(across[path], s.length + s.along),
+        )
+        for path, s in sums.items()
+    }
 
 
 def start_tracking(reference: Mapping[str, jax.Array], norms: Mapping[str, jax.Array]) -> EffectiveLRState:
     """The state before any step: nothing moved, no rate known. Shares no buffer with its arguments."""
 
     def still(length: jax.Array, r: jax.Array) -> WeightMotion:
-        growth = jnp.where(r > 0, length / jnp.where(r > 0, r, 1), 1).astype(length.dtype)
-        return WeightMotion(copy(length), growth, jnp.zeros_like(length), jnp.zeros_like(length))
+        return WeightMotion(copy(length), _growth(length, r), jnp.zeros_like(length), jnp.zeros_like(length))
 
     return EffectiveLRState(
         jnp.asarray(UNKNOWN, dtype=float), {path: still(norms[path], r) for path, r in reference.items()}
@@ -100,8 +133,7 @@ def track(
     """The measurement of this step where due, else the previous one. Leaves without an update keep theirs."""
 
     def measure() -> EffectiveLRState:
-        new = {path: _measure(params[path], u, reference[path], axes[path]) for path, u in updates.items()}
-        return EffectiveLRState(rate, {**tracker.motion, **new})
+        return EffectiveLRState(rate, {**tracker.motion, **_measure(params, updates, reference, axes)})
 
     return on_schedule(due, measure, lambda: tracker)
 
