@@ -19,7 +19,6 @@ from normjax.optim._leaves import (
     on_schedule,
     require_params,
     resolve_axes,
-    spread,
     wide,
 )
 from normjax.optim._masks import float_matrices, select
@@ -37,7 +36,8 @@ class WeightMotion(NamedTuple):
       growth: that norm over the reference norm (the initial one; under `nap` the radius); 1 if the reference
         is zero.
       relative_update: norm of the update over `norm`; 0 for zero weights.
-      rotation: angle in radians between the weights before and after the step.
+      rotation: angle in radians between the weights before and after the step, to float32 relative accuracy
+        however small; for a step almost along the weights, to 5e-4 of `relative_update`.
     """
 
     norm: jax.Array
@@ -61,53 +61,27 @@ class TrackEffectiveLRState(NamedTuple):
     tracker: EffectiveLRState
 
 
-class _Sums(NamedTuple):
-    """What one round of reductions gives: norm of w, component of u along w, norm of u."""
-
-    length: jax.Array
-    along: jax.Array
-    size: jax.Array
-
-
 def _safe(length: jax.Array) -> jax.Array:
     return jnp.where(length > 0, length, 1)
-
-
-def _sums(p: jax.Array, u: jax.Array, axes: Axes) -> _Sums:
-    length = norm(p, axes)
-    return _Sums(length, jnp.sum(p * u, axis=axes) / _safe(length), norm(u, axes))
-
-
-def _across(p: jax.Array, u: jax.Array, sums: _Sums, axes: Axes) -> jax.Array:
-    # The perpendicular part itself: |u|² - along² cancels for steps along w, arccos for small angles.
-    return norm(u - p * spread(sums.along / _safe(sums.length), axes), axes)
 
 
 def _growth(length: jax.Array, reference: jax.Array) -> jax.Array:
     return jnp.where(reference > 0, length / _safe(reference).astype(length.dtype), 1).astype(length.dtype)
 
 
-def _measure(
-    params: Mapping[str, jax.Array],
-    updates: Mapping[str, jax.Array],
-    reference: Mapping[str, jax.Array],
-    axes: Mapping[str, Axes],
-) -> dict[str, WeightMotion]:
-    pairs = {
-        path: (wide(params[path]), wide(u).astype(wide(params[path]).dtype)) for path, u in updates.items()
-    }
-    # The barrier makes two rounds over all leaves out of two per leaf: XLA merges the all-reduces of a round.
-    sums = jax.lax.optimization_barrier({path: _sums(*pair, axes[path]) for path, pair in pairs.items()})
-    across = {path: _across(*pair, sums[path], axes[path]) for path, pair in pairs.items()}
-    return {
-        path: WeightMotion(
-            norm=s.length,
-            growth=_growth(s.length, reference[path]),
-            relative_update=jnp.where(s.length > 0, s.size / _safe(s.length), 0),
-            rotation=jnp.arctan2(across[path], s.length + s.along),
-        )
-        for path, s in sums.items()
-    }
+def _measure(p: jax.Array, u: jax.Array, reference: jax.Array, axes: Axes) -> WeightMotion:
+    p, u = wide(p), wide(u).astype(wide(p).dtype)
+    length, size = norm(p, axes), norm(u, axes)
+    along = jnp.sum(p * u, axis=axes) / _safe(length)
+    # Three sums that do not depend on each other: one pass, and one round of all-reduces for sharded weights.
+    # Subtracting w's share from u before the norm is exact for radial steps too, but costs a second round.
+    across = jnp.sqrt(jnp.maximum((size - along) * (size + along), 0))
+    return WeightMotion(
+        norm=length,
+        growth=_growth(length, reference),
+        relative_update=jnp.where(length > 0, size / _safe(length), 0),
+        rotation=jnp.arctan2(across, length + along),
+    )
 
 
 def start_tracking(reference: Mapping[str, jax.Array], norms: Mapping[str, jax.Array]) -> EffectiveLRState:
@@ -133,7 +107,8 @@ def track(
     """The measurement of this step where due, else the previous one. Leaves without an update keep theirs."""
 
     def measure() -> EffectiveLRState:
-        return EffectiveLRState(rate, {**tracker.motion, **_measure(params, updates, reference, axes)})
+        new = {path: _measure(params[path], u, reference[path], axes[path]) for path, u in updates.items()}
+        return EffectiveLRState(rate, {**tracker.motion, **new})
 
     return on_schedule(due, measure, lambda: tracker)
 
