@@ -1,0 +1,31 @@
+"""Optax transforms for fixed weight norms (Normalize-and-Project) and effective learning rates."""
+
+from normjax.optim._decay import DecayTowardsInitState, decay_towards_init
+from normjax.optim._masks import hidden_weights
+from normjax.optim._nap import NapState, nap
+from normjax.optim._project import ProjectWeightsState, project_weights
+from normjax.optim._read import effective_learning_rates, weight_motion
+from normjax.optim._schedules import norm_growth_schedule
+from normjax.optim._track import (
+    EffectiveLRState,
+    TrackEffectiveLRState,
+    WeightMotion,
+    track_effective_lr,
+)
+
+__all__ = [
+    "DecayTowardsInitState",
+    "EffectiveLRState",
+    "NapState",
+    "ProjectWeightsState",
+    "TrackEffectiveLRState",
+    "WeightMotion",
+    "decay_towards_init",
+    "effective_learning_rates",
+    "hidden_weights",
+    "nap",
+    "norm_growth_schedule",
+    "project_weights",
+    "track_effective_lr",
+    "weight_motion",
+]
