@@ -56,9 +56,9 @@ jax.config.update("jax_enable_x64", True)  # the exact statements below are chec
 
 # %%
 rng = np.random.default_rng(0)
-x = jnp.asarray(rng.standard_normal((16, 8)))
-target = jnp.asarray(rng.standard_normal((16, 4)))
-weight = jnp.asarray(rng.standard_normal((8, 4)) / np.sqrt(8))
+x = jnp.asarray(rng.standard_normal((64, 8)))
+target = jnp.asarray(rng.standard_normal((64, 16)))
+weight = jnp.asarray(rng.standard_normal((8, 16)) / np.sqrt(8))
 
 
 def loss(weight):
@@ -73,11 +73,11 @@ def turned(weight, rate):
     return float(jnp.degrees(jnp.arccos(cosine)))
 
 
-print("scale   loss      |gradient|   degrees turned by a step of 0.1")
+print("scale   loss      |gradient|   degrees turned by a step of 1")
 for c in (1.0, 2.0, 4.0, 8.0):
     gradient = jnp.linalg.norm(jax.grad(loss)(c * weight))
-    print(f"{c:4.0f}   {loss(c * weight):.6f}   {gradient:.6f}   {turned(c * weight, 0.1):.4f}")
-print("\nscale 8 with the rate times 64:", f"{turned(8 * weight, 6.4):.4f} degrees")
+    print(f"{c:4.0f}   {loss(c * weight):.6f}   {gradient:.6f}   {turned(c * weight, 1.0):.4f}")
+print("\nscale 8 with the rate times 64:", f"{turned(8 * weight, 64.0):.4f} degrees")
 
 # %% [markdown]
 # The loss does not see the scale. The angle falls by $c^2$, and multiplying the rate by $c^2$ restores it exactly.
@@ -122,11 +122,10 @@ plt.show()
 
 
 # %%
-def run_twins(optimizer, power, **options):
+def run_twins(optimizer, rate, power, **options):
     """Largest difference between the losses of a free run and of its projected twin."""
-    rate = 0.05
-    free_tx = optax.inject_hyperparams(optimizer)(learning_rate=rate)
-    twin_tx = nj.nap(optax.inject_hyperparams(optimizer)(learning_rate=rate), mask={"kernel": True}, **options)
+    free_tx = optax.inject_hyperparams(optimizer, hyperparam_dtype=jnp.float64)(learning_rate=rate)
+    twin_tx = nj.nap(free_tx, mask={"kernel": True}, **options)
 
     def step(carry, _):
         (free, free_state), (twin, twin_state) = carry
@@ -142,7 +141,7 @@ def run_twins(optimizer, power, **options):
 
     params = {"kernel": weight}
     start = ((params, free_tx.init(params)), (params, twin_tx.init(params)))
-    (end, _), losses = jax.lax.scan(step, start, None, length=300)
+    (end, _), losses = jax.lax.scan(step, start, None, length=200)
     grown = jnp.linalg.norm(end[0]["kernel"]) / jnp.linalg.norm(weight)
     return float(jnp.max(jnp.abs(losses[:, 0] - losses[:, 1]))), float(grown)
 
@@ -151,14 +150,14 @@ def adam(learning_rate):
     return optax.adam(learning_rate, eps=1e-30)  # epsilon compares a gradient with a fixed size: it sees the scale
 
 
-for name, optimizer, power, options in (
-    ("SGD", optax.sgd, 2, {}),
-    ("Adam, moments rescaled", adam, 1, {"rescale_moments": True}),
-    ("Adam, moments as they are", adam, 1, {}),
+for name, optimizer, rate, power, options, exact in (
+    ("SGD", optax.sgd, 10.0, 2, {}, True),
+    ("Adam, moments rescaled", adam, 0.05, 1, {"rescale_moments": True}, True),
+    ("Adam, moments as they are", adam, 0.05, 1, {}, False),
 ):
-    difference, grown = run_twins(optimizer, power, **options)
+    difference, grown = run_twins(optimizer, rate, power, **options)
     print(f"{name:26s} free norm grew {grown:5.2f}x, largest difference of the losses {difference:.1e}")
-    assert difference < 1e-10 or not options and power == 1
+    assert not exact or difference < 1e-10
 
 # %% [markdown]
 # ## 4. Digits whose labels change

@@ -27,9 +27,9 @@ class Precision:
       output: Output dtype: `"input"` (the input's), `"promote"` (input and parameters promoted, Flax's
         rule), `"parameters"` (T5's rule), or a dtype.
       parameters: Dtype in which `init` creates scales and biases.
-      cast_order: `"scale_then_cast"` multiplies by the scale in the wider of statistics and output dtype and
-        rounds once (torch, Flax, Gemma, OLMo 2, GPT-OSS); `"cast_then_scale"` rounds the normalized value first and multiplies
-        afterwards (Llama, Qwen, DeepSeek-V3, T5X); `"cast_then_multiply"` rounds the inverse root itself and
+      cast_order: `"scale_then_cast"` multiplies by the scale in the wider of statistics and output dtype and rounds
+        once (torch, Flax, Gemma, OLMo 2, GPT-OSS); `"cast_then_scale"` rounds the normalized value first and
+        multiplies afterwards (Llama, Qwen, DeepSeek-V3, T5X); `"cast_then_multiply"` rounds the inverse root itself and
         multiplies in the output dtype (DeepSeek-V4's unweighted norm).
 
     Example:

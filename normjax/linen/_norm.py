@@ -51,6 +51,8 @@ class Norm(nn.Module):
         """
         if use_running_average is None:
             use_running_average = bool(self.use_running_average)
+        # A mapped axis need not exist during init, where nothing depends on the statistics.
+        use_running_average = use_running_average or self.is_initializing()
         struct = jax.ShapeDtypeStruct(x.shape, x.dtype)
 
         def initialize(rng):
@@ -66,7 +68,7 @@ class Norm(nn.Module):
         }
         state = {name: variable.value for name, variable in variables.items()}
         y, new_state = self.transform.apply(params, state, x, train=not use_running_average, mask=mask, **context)
-        if not self.is_initializing() and not use_running_average:
+        if not use_running_average:
             for name, variable in variables.items():
                 variable.value = new_state[name]
         return y

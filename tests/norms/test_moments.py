@@ -1,5 +1,7 @@
 """Merging, masks, ddof and accuracy of the (count, mean, M2) triples."""
 
+import itertools
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -26,7 +28,7 @@ def test_merging_any_partition_gives_the_whole(cuts, offset):
     x = (offset + np.random.default_rng(0).standard_normal(12)).astype(np.float32)
     bounds = [0, *sorted(cuts), 12]
     parts = [
-        np.where((np.arange(12) >= a) & (np.arange(12) < b), 1, 0) for a, b in zip(bounds, bounds[1:], strict=False)
+        np.where((np.arange(12) >= a) & (np.arange(12) < b), 1, 0) for a, b in itertools.pairwise(bounds)
     ]
     triples = [nj.compute_moments(x, 0, mask=part) for part in parts]
     merged = triples[0]

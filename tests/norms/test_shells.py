@@ -11,6 +11,7 @@ from flax import nnx
 import normjax as nj
 from tests.norms.cases import CASES
 
+EPS32 = float(np.finfo(np.float32).eps)
 over_cases = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 
 
@@ -33,8 +34,9 @@ def test_linen_equals_nnx_equals_pure(case, rng):
     nnx_eval = nnx.jit(lambda m, x: m(x))(module, x)
 
     for pure, linen, other in ((y, linen_y, nnx_y), (evaluated, linen_eval, nnx_eval)):
-        np.testing.assert_array_equal(pure, linen)
-        np.testing.assert_array_equal(pure, other)
+        # Three programs, which the compiler may fuse and therefore round differently.
+        np.testing.assert_allclose(pure, linen, rtol=0, atol=16 * EPS32 * float(np.max(np.abs(pure))))
+        np.testing.assert_allclose(pure, other, rtol=0, atol=16 * EPS32 * float(np.max(np.abs(pure))))
     own = sorted(map(str, jax.tree.leaves(jax.tree.map(lambda a: (a.shape, a.dtype), trained))))
     held = sorted(map(str, jax.tree.leaves(jax.tree.map(lambda a: (a.shape, a.dtype), updates.get("batch_stats", {})))))
     assert own == held
@@ -68,7 +70,8 @@ def test_a_linen_model_trains_with_a_chain(rng):
         updates, opt_state = optimizer.update(grads, opt_state)
         return (optax.apply_updates(params, updates), stats, opt_state), value
 
-    _, losses = jax.lax.scan(step, carry, None, length=60)
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes dtypes
+        _, losses = jax.lax.scan(step, carry, None, length=60)
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -79,7 +82,7 @@ def test_an_nnx_model_trains_and_scans_over_layers(rng):
     def make(rngs):
         return nj.nnx.Norm(nj.batch_norm(momentum=0.5), 8, rngs=rngs)
 
-    layers = make(nnx.Rngs(0).fork(split=3))
+    layers = make(nnx.Rngs(0).split(3))
 
     @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
     def forward(layer, x):
