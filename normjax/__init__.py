@@ -1,1 +1,31 @@
-"""Every normalization method of the JAX world as a pure, composable transform."""
+"""Every normalization method of the JAX world as a pure, composable transform.
+
+A norm is a pair of pure functions, `NormTransform(init, apply)`; `chain`, `split` and `blend` compose such pairs, the
+`linen` and `nnx` shells hold their parameters, and `optim` keeps the weights before them at a known effective
+learning rate.
+"""
+
+from normjax import linen as linen
+from normjax import nnx as nnx
+from normjax import precision as precision
+from normjax.moments import Moments as Moments
+from normjax.moments import merge_moments as merge_moments
+from normjax.moments import compute_moments as compute_moments
+from normjax.moments import variance as variance
+from normjax.norms import batch_norm as batch_norm
+from normjax.norms import batch_normalize as batch_normalize
+from normjax.norms import group_norm as group_norm
+from normjax.norms import group_normalize as group_normalize
+from normjax.norms import instance_norm as instance_norm
+from normjax.norms import instance_normalize as instance_normalize
+from normjax.norms import layer_norm as layer_norm
+from normjax.norms import layer_normalize as layer_normalize
+from normjax.norms import normalize_with_statistics as normalize_with_statistics
+from normjax.norms import rms_norm as rms_norm
+from normjax.norms import rms_normalize as rms_normalize
+from normjax.precision import Precision as Precision
+from normjax.transform import NormTransform as NormTransform
+from normjax.transform import blend as blend
+from normjax.transform import chain as chain
+from normjax.transform import split as split
+from normjax.transform import stateless as stateless

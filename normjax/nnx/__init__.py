@@ -1,0 +1,8 @@
+"""nnx modules: a generic `Norm` for any transform, and drop-ins for Flax's own layers."""
+
+from normjax.nnx._drop_in import BatchNorm as BatchNorm
+from normjax.nnx._drop_in import GroupNorm as GroupNorm
+from normjax.nnx._drop_in import InstanceNorm as InstanceNorm
+from normjax.nnx._drop_in import LayerNorm as LayerNorm
+from normjax.nnx._drop_in import RMSNorm as RMSNorm
+from normjax.nnx._norm import Norm as Norm

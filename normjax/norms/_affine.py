@@ -1,0 +1,49 @@
+"""The learned scale and bias that follow a normalization, shared by every norm that has them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from normjax import _checks
+from normjax.precision import Precision, scale_shift_cast
+
+Initializer = Callable[[Any, tuple[int, ...], Any], jax.Array]
+
+
+def init_affine(
+    rng: jax.Array | None,
+    shape: tuple[int, ...],
+    precision: Precision,
+    scale_init: Initializer | None,
+    bias_init: Initializer | None,
+) -> dict[str, jax.Array]:
+    """Creates `{"scale": ..., "bias": ...}` of `shape`, leaving out each one whose initializer is `None`."""
+    rngs = (None, None) if rng is None else jax.random.split(rng)
+    named = (("scale", scale_init, rngs[0]), ("bias", bias_init, rngs[1]))
+    return {name: fn(key, shape, precision.parameters) for name, fn, key in named if fn is not None}
+
+
+def default_init(initializer: Initializer | None, value: float) -> Initializer:
+    """Returns `initializer`, or one that fills with `value`."""
+    if initializer is not None:
+        return initializer
+    return lambda rng, shape, dtype: jnp.full(shape, value, dtype)
+
+
+def affine(
+    normalized: jax.Array,
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    feature_axes: tuple[int, ...],
+    precision: Precision,
+    scale_offset: float = 0.0,
+) -> jax.Array:
+    """Checks scale and bias against the features of `x`, applies them and casts (`scale_shift_cast`)."""
+    features = tuple(x.shape[a] for a in feature_axes)
+    _checks.check_parameter("scale", scale, x.shape, features)
+    _checks.check_parameter("bias", bias, x.shape, features)
+    scale, bias = (None if p is None else _checks.broadcast_to_features(p, feature_axes, x.ndim) for p in (scale, bias))
+    return scale_shift_cast(normalized, scale, bias, x.dtype, precision, scale_offset)

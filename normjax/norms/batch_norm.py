@@ -1,0 +1,268 @@
+r"""Batch normalization (Ioffe and Szegedy 2015): each feature by its mean and variance over the batch.
+
+$$y = \gamma \odot \frac{x - \mu_B}{\sqrt{\sigma_B^2 + \epsilon}} + \beta,\qquad
+\bar\mu \leftarrow m \bar\mu + (1-m)\mu_B,\quad \bar\sigma^2 \leftarrow m\bar\sigma^2 + (1-m)\sigma_B^2$$
+
+Evaluation uses the running statistics $\bar\mu, \bar\sigma^2$ and is an affine map that folds into its neighbour.
+Flax stores the biased variance, torch the unbiased one; both are here. In training, weights that feed it are
+scale-invariant unit by unit, up to epsilon.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from normjax import _checks
+from normjax.moments import AxisName, Moments, prepare, standardization, standardize, variance
+from normjax.norms._affine import Initializer, affine, default_init, init_affine
+from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
+from normjax.transform import NormTransform
+
+
+def batch_normalize(
+    x: jax.Array,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    feature_axes: _checks.Axes = -1,
+    epsilon: float = 1e-5,
+    mask: jax.Array | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups=None,
+    precision: Precision = TORCH,
+) -> tuple[jax.Array, Moments]:
+    r"""Batch normalization by the batch's own statistics: $y = \gamma (x-\mu_B)/\sqrt{\sigma_B^2+\epsilon} + \beta$.
+
+    Args:
+      x: Floating array, e.g. `(batch, height, width, channels)`.
+      scale: $\gamma$, of the shape of the feature axes, or `None` for 1.
+      bias: $\beta$, likewise, or `None` for 0.
+      feature_axes: Axes that keep their own statistics; all others are reduced. 1 for torch's `(N, C, H, W)`.
+      epsilon: Non-negative number added to the variance.
+      mask: Broadcastable to `x`; zeros (padding) do not enter the statistics.
+      axis_name: Mapped axis over which the batch is sharded; statistics are merged by counts, so unequal masks on
+        different devices are exact. Under `jit` with sharded arrays nothing is needed.
+      axis_index_groups: Groups within that mapped axis.
+      precision: Dtypes and cast order.
+
+    Returns:
+      `(y, moments)`: the normalized array and the batch's count, mean and M2, reduced axes kept with size 1.
+
+    Raises:
+      TypeError: If `x` is not floating.
+      ValueError: If the batch is empty, or axes, mask, parameters or epsilon do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp, normjax as nj
+      >>> y, moments = nj.batch_normalize(jnp.array([[1.0, 5.0], [3.0, 9.0]]))
+      >>> print(y.round(3), moments.mean)
+      [[-1. -1.]
+       [ 1.  1.]] [[2. 7.]]
+
+    References:
+      Ioffe and Szegedy 2015, [Batch Normalization](https://arxiv.org/abs/1502.03167).
+    """
+    features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
+    spec = standardization(
+        x,
+        batch_axes(x.ndim, features),
+        epsilon=epsilon,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+    )
+    values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
+    normalized, moments = standardize(values, mask, spec)
+    return affine(normalized, x, scale, bias, features, precision), moments
+
+
+def normalize_with_statistics(
+    x: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    feature_axes: _checks.Axes = -1,
+    epsilon: float = 1e-5,
+    precision: Precision = TORCH,
+) -> jax.Array:
+    r"""Normalization with given statistics: $y = \gamma (x-\bar\mu)/\sqrt{\bar\sigma^2+\epsilon} + \beta$.
+
+    Args:
+      x: Floating array.
+      mean: $\bar\mu$, of the shape of the feature axes.
+      var: $\bar\sigma^2$, likewise.
+      scale: $\gamma$, likewise, or `None` for 1.
+      bias: $\beta$, likewise, or `None` for 0.
+      feature_axes: Axes on which the statistics and parameters live.
+      epsilon: Non-negative number added to the variance.
+      precision: Dtypes and cast order.
+
+    Returns:
+      The normalized array, shaped like `x`.
+
+    Raises:
+      TypeError: If `x` is not floating.
+      ValueError: If a shape does not fit or epsilon is negative.
+
+    Example:
+      >>> import jax.numpy as jnp, normjax as nj
+      >>> y = nj.normalize_with_statistics(jnp.array([[3.0]]), jnp.array([1.0]), jnp.array([4.0]))
+      >>> print(y.round(3))
+      [[1.]]
+
+    References:
+      Ioffe and Szegedy 2015, [Batch Normalization](https://arxiv.org/abs/1502.03167).
+    """
+    _checks.check_input(x)
+    _checks.check_epsilon(epsilon)
+    features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
+    dtype = statistics_dtype(x.dtype, precision)
+    shape = tuple(x.shape[a] for a in features)
+    _checks.check_parameter("mean", mean, x.shape, shape)
+    _checks.check_parameter("var", var, x.shape, shape)
+    mean, var = (_checks.broadcast_to_features(s.astype(dtype), features, x.ndim) for s in (mean, var))
+    normalized = (x.astype(dtype) - mean) * inverse_root(var, epsilon)
+    return affine(normalized, x, scale, bias, features, precision)
+
+
+def batch_axes(ndim: int, features: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the axes that batch normalization reduces: all that are not features."""
+    axes = _checks.other_axes(features, ndim)
+    if not axes:
+        raise ValueError(
+            f"feature_axes={features} leave no axis of an input of rank {ndim} to take batch statistics over."
+        )
+    return axes
+
+
+def batch_norm(
+    *,
+    feature_axes: _checks.Axes = -1,
+    momentum: float | None = 0.99,
+    epsilon: float = 1e-5,
+    unbiased: bool = False,
+    debias: bool = False,
+    frozen: bool = False,
+    use_scale: bool = True,
+    use_bias: bool = True,
+    scale_init: Initializer | None = None,
+    bias_init: Initializer | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups=None,
+    precision: Precision = TORCH,
+) -> NormTransform:
+    r"""Batch normalization as a transform; parameters `{"scale", "bias"}`, state `{"mean", "var"}`.
+
+    torch's layer is `batch_norm(feature_axes=1, momentum=0.9, unbiased=True)`: its momentum is the weight of the new
+    value. A batch that is wholly masked out leaves the state as it was.
+
+    Args:
+      feature_axes: Axes that keep their own statistics; all others are reduced.
+      momentum: Weight of the old running value; `None` averages all batches equally (state gains `"count"`).
+      epsilon: Non-negative number added to the variance.
+      unbiased: Whether the running variance is the unbiased one ($M_2/(n-1)$, torch); the batch is always
+        normalized with the biased one.
+      debias: Whether running values start at 0 and are divided by $1 - m^t$ when used, as Adam's moments are, so that
+        early evaluation does not see the arbitrary start (0, 1). State gains `"count"`.
+      frozen: Whether running statistics are used, and kept, in training too.
+      use_scale: Whether there is a scale.
+      use_bias: Whether there is a bias.
+      scale_init: Initializer of the scale; ones by default.
+      bias_init: Initializer of the bias; zeros by default.
+      axis_name: Mapped axis over which the batch is sharded; not used in `init`.
+      axis_index_groups: Groups within that mapped axis.
+      precision: Dtypes and cast order. Running statistics are float32 or wider whatever it says.
+
+    Returns:
+      The transform.
+
+    Raises:
+      ValueError: If epsilon is negative, momentum is outside [0, 1], or `debias` is asked for without a momentum.
+
+    Example:
+      >>> import jax.numpy as jnp, normjax as nj
+      >>> norm = nj.batch_norm(momentum=0.5)
+      >>> params, state = norm.init(None, jnp.ones((2, 1)))
+      >>> _, state = norm.apply(params, state, jnp.array([[0.0], [4.0]]), train=True)
+      >>> print(state["mean"], state["var"])
+      [1.] [2.5]
+
+    References:
+      Ioffe and Szegedy 2015, [Batch Normalization](https://arxiv.org/abs/1502.03167).
+    """
+    _checks.check_epsilon(epsilon)
+    if momentum is None and debias:
+        raise ValueError("debias=True needs a momentum; momentum=None already averages without a start value.")
+    if momentum is not None:
+        _checks.check_fraction("momentum", momentum)
+    counted = debias or momentum is None
+    scale_init = default_init(scale_init, 1.0) if use_scale else None
+    bias_init = default_init(bias_init, 0.0) if use_bias else None
+
+    def init(rng, x, **context):
+        del context
+        features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
+        batch_axes(x.ndim, features)
+        shape = tuple(x.shape[a] for a in features)
+        dtype = statistics_dtype(x.dtype)
+        state = {"mean": jnp.zeros(shape, dtype), "var": jnp.full(shape, 0 if debias else 1, dtype)}
+        if counted:
+            state["count"] = jnp.zeros((), jnp.int32)
+        return init_affine(rng, shape, precision, scale_init, bias_init), state
+
+    def apply(params, state, x, *, train, mask=None, **context):
+        del context
+        scale, bias = params.get("scale"), params.get("bias")
+        if frozen or not train:
+            mean, var = running_statistics(state, momentum if debias else None)
+            y = normalize_with_statistics(
+                x, mean, var, scale, bias, feature_axes=feature_axes, epsilon=epsilon, precision=precision
+            )
+            return y, state
+        y, moments = batch_normalize(
+            x,
+            scale,
+            bias,
+            feature_axes=feature_axes,
+            epsilon=epsilon,
+            mask=mask,
+            axis_name=axis_name,
+            axis_index_groups=axis_index_groups,
+            precision=precision,
+        )
+        return y, update_running(state, moments, momentum, unbiased=unbiased)
+
+    return NormTransform(init, apply)
+
+
+def running_statistics(
+    state: dict[str, jax.Array], debias_momentum: float | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the running mean and variance of a state, divided by `1 - momentum**count` if one is given."""
+    mean, var = state["mean"], state["var"]
+    if debias_momentum is None:
+        return mean, var
+    seen = state["count"] > 0
+    weight = 1 - jnp.asarray(debias_momentum, mean.dtype) ** state["count"].astype(mean.dtype)
+    weight = jnp.where(weight > 0, weight, 1)
+    return mean / weight, jnp.where(seen, var / weight, 1)
+
+
+def update_running(
+    state: dict[str, jax.Array], moments: Moments, momentum: float | None, *, unbiased: bool = False
+) -> dict[str, jax.Array]:
+    """Moves the running statistics towards a batch's; features whose batch was empty keep theirs."""
+    shape, dtype = state["mean"].shape, state["mean"].dtype
+    moments = jax.lax.stop_gradient(moments)
+    seen = jnp.broadcast_to(moments.count > 0, moments.mean.shape).reshape(shape)
+    new = dict(state)
+    weight = jnp.asarray(0 if momentum is None else momentum, dtype)
+    if "count" in state:
+        new["count"] = state["count"] + jnp.any(seen).astype(state["count"].dtype)
+        if momentum is None:
+            weight = 1 - 1 / jnp.maximum(new["count"], 1).astype(dtype)
+    batch = {"mean": moments.mean, "var": variance(moments, ddof=1 if unbiased else 0)}
+    for name, value in batch.items():
+        moved = weight * state[name] + (1 - weight) * value.reshape(shape).astype(dtype)
+        new[name] = jnp.where(seen, moved, state[name])
+    return new

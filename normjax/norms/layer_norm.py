@@ -1,0 +1,154 @@
+r"""Layer normalization (Ba, Kiros and Hinton 2016): each token by its own mean and variance.
+
+$$y = \gamma \odot \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta,\qquad
+\mu = \langle x \rangle,\ \sigma^2 = \langle (x-\mu)^2 \rangle$$
+
+Statistics are taken over `axis` and are different for every other position; the parameters live on the feature
+axes. No state. Weights that feed it are scale-invariant up to epsilon.
+"""
+
+import jax
+
+from normjax import _checks
+from normjax.moments import AxisName, prepare, standardization, standardize
+from normjax.norms._affine import Initializer, affine, default_init, init_affine
+from normjax.precision import TORCH, EpsilonMode, Precision, statistics_dtype
+from normjax.transform import NormTransform, stateless
+
+
+def layer_normalize(
+    x: jax.Array,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    axis: _checks.Axes = -1,
+    feature_axes: _checks.Axes | None = None,
+    epsilon: float = 1e-6,
+    epsilon_mode: EpsilonMode = "inside",
+    scale_offset: float = 0.0,
+    mask: jax.Array | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups=None,
+    precision: Precision = TORCH,
+) -> jax.Array:
+    r"""Layer normalization of an array: $y = (o + \gamma)\,(x-\mu)/\sqrt{\sigma^2+\epsilon} + \beta$.
+
+    Args:
+      x: Floating array of any shape.
+      scale: $\gamma$, of the shape of the feature axes, or `None` for 1.
+      bias: $\beta$, likewise, or `None` for 0.
+      axis: Axes over which the statistics are taken.
+      feature_axes: Axes on which scale and bias live; `None` means `axis`. Per-head normalization is
+        `axis=-1, feature_axes=(-2, -1)`.
+      epsilon: Non-negative number added to the variance. 1e-6 as in Flax; torch has 1e-5.
+      epsilon_mode: Where epsilon sits: `"inside"` the root, `"outside"`, or as a `"clamp"` of the root.
+      scale_offset: $o$; 1 for weights stored around zero (LayerNorm1P).
+      mask: Broadcastable to `x`; zeros do not enter the statistics. A fully masked row is left at
+        `x / sqrt(1 + epsilon)`.
+      axis_name: Mapped axis over which the normalized axes are sharded; statistics are merged by counts.
+      axis_index_groups: Groups within that mapped axis.
+      precision: Dtypes and cast order.
+
+    Returns:
+      The normalized array, shaped like `x`.
+
+    Raises:
+      TypeError: If `x` is not floating.
+      ValueError: If axes, mask, parameters or epsilon do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp, normjax as nj
+      >>> print(nj.layer_normalize(jnp.array([[1.0, 2.0, 3.0]])).round(3))
+      [[-1.225  0.     1.225]]
+
+    References:
+      Ba, Kiros and Hinton 2016, [Layer Normalization](https://arxiv.org/abs/1607.06450).
+    """
+    spec = standardization(
+        x,
+        axis,
+        epsilon=epsilon,
+        epsilon_mode=epsilon_mode,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+    )
+    features = spec.axes if feature_axes is None else _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
+    values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
+    normalized, _ = standardize(values, mask, spec)
+    return affine(normalized, x, scale, bias, features, precision, scale_offset)
+
+
+def layer_norm(
+    *,
+    axis: _checks.Axes = -1,
+    feature_axes: _checks.Axes | None = None,
+    epsilon: float = 1e-6,
+    epsilon_mode: EpsilonMode = "inside",
+    use_scale: bool = True,
+    use_bias: bool = True,
+    scale_offset: float = 0.0,
+    scale_init: Initializer | None = None,
+    bias_init: Initializer | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups=None,
+    precision: Precision = TORCH,
+) -> NormTransform:
+    """Layer normalization as a transform; parameters `{"scale", "bias"}`, no state.
+
+    Args:
+      axis: Axes over which the statistics are taken.
+      feature_axes: Axes on which scale and bias live; `None` means `axis`.
+      epsilon: Non-negative number added to the variance.
+      epsilon_mode: Where epsilon sits.
+      use_scale: Whether there is a scale.
+      use_bias: Whether there is a bias.
+      scale_offset: Added to the scale; the scale then starts at `1 - scale_offset`.
+      scale_init: Initializer of the scale, `f(rng, shape, dtype)`.
+      bias_init: Initializer of the bias; zeros by default.
+      axis_name: Mapped axis over which the normalized axes are sharded.
+      axis_index_groups: Groups within that mapped axis.
+      precision: Dtypes and cast order.
+
+    Returns:
+      The transform.
+
+    Raises:
+      ValueError: If epsilon is negative.
+
+    Example:
+      >>> import jax.numpy as jnp, normjax as nj
+      >>> params, _ = nj.layer_norm(use_bias=False).init(None, jnp.ones((2, 8)))
+      >>> params["scale"].shape
+      (8,)
+
+    References:
+      Ba, Kiros and Hinton 2016, [Layer Normalization](https://arxiv.org/abs/1607.06450).
+    """
+    _checks.check_epsilon(epsilon)
+    scale_init = default_init(scale_init, 1.0 - scale_offset) if use_scale else None
+    bias_init = default_init(bias_init, 0.0) if use_bias else None
+
+    def init_params(rng, x, **context):
+        del context
+        named = axis if feature_axes is None else feature_axes
+        features = _checks.canonical_axes(named, x.ndim, "axis" if feature_axes is None else "feature_axes")
+        return init_affine(rng, tuple(x.shape[a] for a in features), precision, scale_init, bias_init)
+
+    def fn(params, x, *, mask, **context):
+        del context
+        return layer_normalize(
+            x,
+            params.get("scale"),
+            params.get("bias"),
+            axis=axis,
+            feature_axes=feature_axes,
+            epsilon=epsilon,
+            epsilon_mode=epsilon_mode,
+            scale_offset=scale_offset,
+            mask=mask,
+            axis_name=axis_name,
+            axis_index_groups=axis_index_groups,
+            precision=precision,
+        )
+
+    return stateless(fn, init_params)

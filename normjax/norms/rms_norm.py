@@ -1,0 +1,176 @@
+r"""Root-mean-square normalization (Zhang and Sennrich 2019): layer normalization without the centring.
+
+$$y = \gamma \odot \frac{x}{\sqrt{\langle x^2 \rangle + \epsilon}}$$
+
+The authors' torch file puts epsilon outside the root, $x / (\sqrt{\langle x^2\rangle} + \epsilon)$, their TensorFlow
+file inside; everybody since has it inside. Gemma stores the scale around zero (`scale_offset=1`), Llama rounds before
+the scale, OLMo 2 after it: `normjax.precision` names them. No state. Weights that feed it are scale-invariant up to
+epsilon.
+"""
+
+import jax
+
+from normjax import _checks
+from normjax.moments import AxisName, prepare, standardization, standardize, variance
+from normjax.norms._affine import Initializer, affine, default_init, init_affine
+from normjax.norms._groups import group_axes, split_groups
+from normjax.precision import TORCH, EpsilonMode, Precision, inverse_root, output_dtype, statistics_dtype
+from normjax.transform import NormTransform, stateless
+
+
+def rms_normalize(
+    x: jax.Array,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    axis: _checks.Axes = -1,
+    feature_axes: _checks.Axes | None = None,
+    group_size: int | None = None,
+    epsilon: float = 1e-6,
+    epsilon_mode: EpsilonMode = "inside",
+    scale_offset: float = 0.0,
+    mask: jax.Array | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups=None,
+    precision: Precision = TORCH,
+) -> jax.Array:
+    r"""RMS normalization of an array: $y = (o + \gamma)\, x / \sqrt{\langle x^2\rangle + \epsilon} + \beta$.
+
+    Args:
+      x: Floating array of any shape.
+      scale: $\gamma$, of the shape of the feature axes, or `None` for 1.
+      bias: $\beta$, likewise, or `None` for 0.
+      axis: Axes over which the mean square is taken.
+      feature_axes: Axes on which scale and bias live; `None` means `axis`.
+      group_size: Cuts the single axis into contiguous groups of this many features, each with its own mean square;
+        `None` is one group.
+      epsilon: Non-negative number. 1e-6 as in Flax and T5; Llama 3 and OLMo 2 have 1e-5.
+      epsilon_mode: Where epsilon sits: `"inside"` the root, `"outside"`, or as a `"clamp"` of the root.
+      scale_offset: $o$; 1 for Gemma's weights stored around zero.
+      mask: Broadcastable to `x`; zeros do not enter the statistics.
+      axis_name: Mapped axis over which the normalized axes are sharded.
+      axis_index_groups: Groups within that mapped axis.
+      precision: Dtypes and cast order, e.g. `normjax.precision.LLAMA`.
+
+    Returns:
+      The normalized array, shaped like `x`.
+
+    Raises:
+      TypeError: If `x` is not floating.
+      ValueError: If axes, groups, mask, parameters or epsilon do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp, normjax as nj
+      >>> print(nj.rms_normalize(jnp.array([[3.0, -3.0]])).round(3))
+      [[ 1. -1.]]
+
+    References:
+      Zhang and Sennrich 2019, [Root Mean Square Layer Normalization](https://arxiv.org/abs/1910.07467).
+    """
+    axes = _checks.canonical_axes(axis, x.ndim)
+    features = axes if feature_axes is None else _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
+    grouped, grouped_mask = x, mask
+    if group_size is not None:
+        if len(axes) != 1:
+            raise ValueError(f"group_size={group_size} needs a single axis, got axis={axis!r}.")
+        if mask is not None:
+            _checks.check_mask(mask, x.shape)
+        grouped, grouped_mask = split_groups(x, mask, axes[0], group_size=group_size)
+        axes = group_axes(axes, axes[0])
+    spec = standardization(
+        grouped,
+        axes,
+        epsilon=epsilon,
+        epsilon_mode=epsilon_mode,
+        centre=False,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+    )
+    values, grouped_mask = prepare(grouped, grouped_mask, statistics_dtype(x.dtype, precision))
+    normalized, moments = standardize(values, grouped_mask, spec)
+    if precision.cast_order == "cast_then_multiply":
+        out = output_dtype(x.dtype, (scale, bias), precision)
+        factor = inverse_root(variance(moments), epsilon, epsilon_mode).astype(out)
+        normalized = grouped.astype(out) * factor
+        precision = Precision(output=out, cast_order="cast_then_scale")
+    return affine(normalized.reshape(x.shape), x, scale, bias, features, precision, scale_offset)
+
+
+def rms_norm(
+    *,
+    axis: _checks.Axes = -1,
+    feature_axes: _checks.Axes | None = None,
+    group_size: int | None = None,
+    epsilon: float = 1e-6,
+    epsilon_mode: EpsilonMode = "inside",
+    use_scale: bool = True,
+    use_bias: bool = False,
+    scale_offset: float = 0.0,
+    scale_init: Initializer | None = None,
+    bias_init: Initializer | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups=None,
+    precision: Precision = TORCH,
+) -> NormTransform:
+    """RMS normalization as a transform; parameters `{"scale"}` (and `"bias"` if asked for), no state.
+
+    Args:
+      axis: Axes over which the mean square is taken.
+      feature_axes: Axes on which scale and bias live; `None` means `axis`.
+      group_size: Features per group of the single axis; `None` is one group.
+      epsilon: Non-negative number.
+      epsilon_mode: Where epsilon sits.
+      use_scale: Whether there is a scale.
+      use_bias: Whether there is a bias.
+      scale_offset: Added to the scale; the scale then starts at `1 - scale_offset`.
+      scale_init: Initializer of the scale, `f(rng, shape, dtype)`.
+      bias_init: Initializer of the bias; zeros by default.
+      axis_name: Mapped axis over which the normalized axes are sharded.
+      axis_index_groups: Groups within that mapped axis.
+      precision: Dtypes and cast order.
+
+    Returns:
+      The transform.
+
+    Raises:
+      ValueError: If epsilon is negative.
+
+    Example:
+      >>> import jax.numpy as jnp, normjax as nj
+      >>> gemma = nj.rms_norm(scale_offset=1.0)
+      >>> params, _ = gemma.init(None, jnp.ones((2, 4)))
+      >>> print(params["scale"])
+      [0. 0. 0. 0.]
+
+    References:
+      Zhang and Sennrich 2019, [Root Mean Square Layer Normalization](https://arxiv.org/abs/1910.07467).
+    """
+    _checks.check_epsilon(epsilon)
+    scale_init = default_init(scale_init, 1.0 - scale_offset) if use_scale else None
+    bias_init = default_init(bias_init, 0.0) if use_bias else None
+
+    def init_params(rng, x, **context):
+        del context
+        named = axis if feature_axes is None else feature_axes
+        features = _checks.canonical_axes(named, x.ndim, "axis" if feature_axes is None else "feature_axes")
+        return init_affine(rng, tuple(x.shape[a] for a in features), precision, scale_init, bias_init)
+
+    def fn(params, x, *, mask, **context):
+        del context
+        return rms_normalize(
+            x,
+            params.get("scale"),
+            params.get("bias"),
+            axis=axis,
+            feature_axes=feature_axes,
+            group_size=group_size,
+            epsilon=epsilon,
+            epsilon_mode=epsilon_mode,
+            scale_offset=scale_offset,
+            mask=mask,
+            axis_name=axis_name,
+            axis_index_groups=axis_index_groups,
+            precision=precision,
+        )
+
+    return stateless(fn, init_params)

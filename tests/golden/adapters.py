@@ -1,0 +1,216 @@
+"""Which normjax call reproduces which recorded vector, from the sidecar's own hyper-parameters.
+
+A vector is recognised by its name without its suffix, so that further vectors of the same method are found without a
+change here. Two kinds of adapters exist: a `Stepwise` one is a transform driven over recorded training steps, a
+`Pointwise` one a function of inputs and parameters whose outputs and gradients were recorded for several dtypes.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import normjax as nj
+from normjax.precision import LLAMA, T5, TORCH, Precision
+from tests.golden.vectors import Vector
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepwise:
+    """A transform, and the recorded names of its parameters and states."""
+
+    norm: nj.NormTransform
+    params: dict[str, str]
+    state: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pointwise:
+    """A function of inputs and parameters, and what its recorded code does to digits.
+
+    Attributes:
+      call: `call(inputs, params, epsilon) -> y`.
+      centred: Whether a mean is subtracted, which amplifies the rounding of the recorded mean.
+      roundings: How often the recorded bfloat16 code rounds on its way to an output where it keeps its statistics in
+        bfloat16; 0 where its outputs can be met bit by bit.
+    """
+
+    call: Callable[[dict[str, jax.Array], dict[str, jax.Array], float], jax.Array]
+    centred: bool = False
+    roundings: int = 0
+
+
+Adapter = Stepwise | Pointwise
+_AFFINE = {"weight": "scale", "bias": "bias"}
+
+
+def adapter(vector: Vector) -> Adapter | None:
+    """The adapter of a vector, or `None` where its method is not covered yet."""
+    for pattern, make in _ADAPTERS.items():
+        if re.fullmatch(pattern, vector.name):
+            return make(vector)
+    return None
+
+
+def _feature_axis(vector: Vector) -> int:
+    return re.sub(r"[() ]", "", vector.sidecar["layout"]).split(",").index("C")
+
+
+def _layer_norm(vector: Vector) -> Stepwise:
+    return Stepwise(nj.layer_norm(epsilon=vector.hyper["eps"]), _AFFINE, {})
+
+
+def _batch_norm(vector: Vector) -> Stepwise:
+    norm = nj.batch_norm(
+        feature_axes=_feature_axis(vector),
+        momentum=1 - vector.hyper["momentum"],
+        epsilon=vector.hyper["eps"],
+        unbiased=True,
+    )
+    return Stepwise(norm, _AFFINE, {"running_mean": "mean", "running_var": "var"})
+
+
+def _group_norm(vector: Vector) -> Stepwise:
+    norm = nj.group_norm(
+        num_groups=vector.hyper["groups"], feature_axis=_feature_axis(vector), epsilon=vector.hyper["eps"]
+    )
+    return Stepwise(norm, _AFFINE, {})
+
+
+def _instance_norm(vector: Vector) -> Stepwise:
+    norm = nj.instance_norm(feature_axes=_feature_axis(vector), epsilon=vector.hyper["eps"])
+    return Stepwise(norm, _AFFINE, {})
+
+
+def epsilon_of(vector: Vector, dtype: Any) -> float:
+    """The recorded epsilon for inputs of `dtype`."""
+    epsilon = vector.hyper.get("eps", 1e-5)
+    if not isinstance(epsilon, str):
+        return epsilon
+    # torch's None is the machine epsilon of the dtype it computes in: float32 for bfloat16 inputs too.
+    return float(jnp.finfo(jnp.float64 if dtype == jnp.float64 else jnp.float32).eps)
+
+
+def _rms(precision: Precision = TORCH, roundings: int = 0, **options: Any) -> Callable[[Vector], Pointwise]:
+    def make(vector: Vector) -> Pointwise:
+        def call(inputs, params, epsilon):
+            x = inputs["x"]
+            scale = params.get("weight", params.get("scale"))
+            return nj.rms_normalize(x, scale, params.get("offset"), epsilon=epsilon, precision=precision, **options)
+
+        return Pointwise(call, roundings=roundings)
+
+    return make
+
+
+def _layer(per_head: bool = False, **options: Any) -> Callable[[Vector], Pointwise]:
+    def make(vector: Vector) -> Pointwise:
+        def call(inputs, params, epsilon):
+            return nj.layer_normalize(
+                inputs["x"],
+                params.get("weight"),
+                params.get("bias"),
+                feature_axes=(-2, -1) if per_head else None,
+                epsilon=epsilon,
+                **options,
+            )
+
+        return Pointwise(call, centred=True)
+
+    return make
+
+
+def _starflow(vector: Vector) -> Pointwise:
+    return _rms(scale_offset=float(vector.hyper["add_unit_offset"]))(vector)
+
+
+def _grouped(vector: Vector) -> Pointwise:
+    return _rms(scale_offset=1.0, group_size=vector.hyper["group_size"])(vector)
+
+
+def _relaxed(vector: Vector) -> Pointwise:
+    def call(inputs, params, epsilon):
+        # CogView's PB-relax: the largest magnitude of the whole tensor, as a constant, makes epsilon relative.
+        x = inputs["x"]
+        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
+        return nj.layer_normalize(x / (largest / 8), params["weight"], params["bias"], epsilon=epsilon)
+
+    return Pointwise(call, centred=True)
+
+
+def _input_scaled(vector: Vector) -> Pointwise:
+    def call(inputs, params, epsilon):
+        x = inputs["x"]
+        scaled = (x * (1 + params["weight"])).astype(x.dtype)
+        return nj.rms_normalize(scaled, epsilon=epsilon)
+
+    return Pointwise(call)
+
+
+def _layer_1p(vector: Vector) -> Pointwise:
+    def call(inputs, params, epsilon):
+        # Nemotron rounds 1 + w to the weight's own dtype before the norm sees it.
+        return nj.layer_normalize(inputs["x"], params["weight"] + 1, params["bias"], epsilon=epsilon)
+
+    return Pointwise(call, centred=True)
+
+
+def _gate_first(vector: Vector) -> Pointwise:
+    def call(inputs, params, epsilon):
+        x, gate = (inputs[name].astype(jnp.float32) for name in ("x", "gate"))
+        groups = int(re.search(r"group(\d+)", vector.name).group(1))
+        normalized = nj.rms_normalize(x * jax.nn.silu(gate), epsilon=epsilon, group_size=groups)
+        rounded = normalized.astype(inputs["x"].dtype)
+        return rounded.astype(nj.precision.promote(rounded.dtype, params["weight"].dtype)) * params["weight"]
+
+    return Pointwise(call)
+
+
+def _gate_last(activation: Callable, precision: Precision) -> Callable[[Vector], Pointwise]:
+    def make(vector: Vector) -> Pointwise:
+        def call(inputs, params, epsilon):
+            x, gate = inputs["x"], inputs["gate"].astype(jnp.float32)
+            y = nj.rms_normalize(x, params["weight"], epsilon=epsilon, precision=precision)
+            return (y.astype(jnp.float32) * activation(gate)).astype(x.dtype)
+
+        return Pointwise(call)
+
+    return make
+
+
+_LLAMA_LIKE = "llama|llama4|qwen3|deepseekv3"
+_OLMO_LIKE = "olmo2|gptoss|gemma3n|gemma4|gemma4_noscale"
+_GEMMA_LIKE = "gemma|gemma2|gemma3|qwen3next"
+
+_ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {
+    r"layernorm_[a-z]": _layer_norm,
+    r"batchnorm1d_.*": _batch_norm,
+    r"groupnorm_.*": _group_norm,
+    r"instancenorm2d_.*": _instance_norm,
+    r"layernorm_torch_.*": _layer(),
+    r"layernorm_pbrelax_.*": _relaxed,
+    # Their bfloat16 code rounds the norm, the root mean square, the sum with epsilon, the quotient and the product.
+    r"rmsnorm_official_.*": _rms(epsilon_mode="outside", roundings=5),
+    r"rmsnorm_torch_.*": _rms(),
+    rf"hf_({_LLAMA_LIKE})_rmsnorm_.*": _rms(LLAMA),
+    r"hf_t5_rmsnorm_.*": _rms(T5),
+    rf"hf_({_OLMO_LIKE})_rmsnorm_.*": _rms(),
+    rf"hf_({_GEMMA_LIKE})_rmsnorm_.*": _rms(scale_offset=1.0),
+    r"hf_llama4_l2norm_.*": _rms(),
+    r"hf_deepseekv4_unweighted_rmsnorm_.*": _rms(Precision(cast_order="cast_then_multiply")),
+    r"hf_qwen4exp_group_rmsnorm_.*": _grouped,
+    r"hf_musespark_inputscaled_rmsnorm_.*": _input_scaled,
+    r"hf_gated_rmsnorm_mamba2_.*": _gate_first,
+    r"hf_gated_rmsnorm_qwen3next_.*": _gate_last(jax.nn.silu, LLAMA),
+    r"hf_gated_rmsnorm_kimilinear_.*": _gate_last(jax.nn.sigmoid, Precision(output=jnp.float32)),
+    r"hf_(cohere_layernorm|olmo_nonparametric_ln)_.*": _layer(),
+    r"hf_nemotron_layernorm1p_.*": _layer_1p,
+    r"hf_perhead_layernorm_chameleon_.*": _layer(per_head=True, precision=LLAMA),
+    r"hf_perhead_layernorm_cohere_.*": _layer(per_head=True),
+    r"starflow_rmsnorm_.*": _starflow,
+    r"prerms_rmsnorm_.*": _rms(),
+    r"prerms_customizedlayernorm_.*": _layer(),
+}

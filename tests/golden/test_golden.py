@@ -1,0 +1,147 @@
+"""Every recorded vector of a covered method: outputs, gradients, states over all steps, evaluation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from tests.golden import adapters, vectors
+from tests.golden.comparison import assert_close, assert_same_bits, is_close
+
+FOUND = vectors.find()
+STEPWISE = [v for v in FOUND if isinstance(adapters.adapter(v), adapters.Stepwise)]
+POINTWISE = [v for v in FOUND if isinstance(adapters.adapter(v), adapters.Pointwise)]
+EPS32, EPS_BF16 = float(np.finfo(np.float32).eps), float(ml_dtypes.finfo(ml_dtypes.bfloat16).eps)
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """The authors' own casts mix dtypes; what the library does is tested strictly elsewhere."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def test_vectors_are_found():
+    if not FOUND:
+        pytest.skip(f"no recorded vectors in {vectors.folder()}; name their folder in NORMJAX_GOLDEN")
+    assert STEPWISE
+    assert POINTWISE
+
+
+@pytest.mark.parametrize("vector", STEPWISE, ids=lambda v: v.name)
+def test_stepwise(vector):
+    case, a = adapters.adapter(vector), vector.arrays()
+    wide = vector.sidecar["compute_dtype"] == "float64"
+    dtype, tolerance = (np.float64, 1e-12) if wide else (np.float32, 64 * EPS32)
+    with jax.enable_x64(wide):
+        params = {ours: a[f"param_{theirs}"] for theirs, ours in case.params.items()}
+        state = {ours: jnp.asarray(a[f"state_{theirs}"][0], dtype) for theirs, ours in case.state.items()}
+
+        @jax.jit
+        def step(params, state, x, gy):
+            def forward(params, x):
+                return case.norm.apply(params, state, x, train=True)
+
+            y, pullback, state = jax.vjp(forward, params, x, has_aux=True)
+            return y, state, pullback(gy)
+
+        for t in range(vector.sidecar["steps"]):
+            now = {name: jnp.asarray(value[t], dtype) for name, value in params.items()}
+            x, gy = (jnp.asarray(a[name][t], dtype) for name in ("x", "gy"))
+            y, state, (gparams, gx) = step(now, state, x, gy)
+            assert_close(y, a["y"][t], tolerance, f"y at step {t}")
+            assert_close(gx, a["gx"][t], tolerance, f"gx at step {t}")
+            for theirs, ours in case.params.items():
+                assert_close(gparams[ours], a[f"grad_{theirs}"][t], tolerance, f"grad {theirs} at step {t}")
+            for theirs, ours in case.state.items():
+                assert_close(state[ours], a[f"state_{theirs}"][t + 1], tolerance, f"{theirs} after step {t}")
+        final = {ours: jnp.asarray(a[f"eval_param_{theirs}"], dtype) for theirs, ours in case.params.items()}
+        y, _ = case.norm.apply(final, state, jnp.asarray(a["eval_x"], dtype), train=False)
+        assert_close(y, a["eval_y"], tolerance, "eval y")
+
+
+_DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f64": jnp.float64}
+
+
+def _combos(vector):
+    """(name, prefix of outputs, dtype of inputs, dtype of parameters) of each recorded combination."""
+    combos = vector.sidecar.get("combos")
+    if combos is None:
+        return [("f32", "", jnp.float32, jnp.float32)]
+    return [(name, name, _DTYPES[c["x"]], _DTYPES[c["params"]]) for name, c in combos.items()]
+
+
+def _group(arrays, *parts):
+    """The arrays whose key starts with the given parts, in either key scheme ("in/x" or "in.x")."""
+    prefix = tuple(p for p in parts if p)
+    split = {key: tuple(key.replace(".", "/", len(prefix)).split("/")) for key in arrays}
+    return {"/".join(s[len(prefix) :]): arrays[k] for k, s in split.items() if s[: len(prefix)] == prefix}
+
+
+def _expected(arrays, prefix, kind):
+    group = _group(arrays, prefix, kind)
+    return group if prefix else {{"out": "y"}.get(k, k): v for k, v in group.items()}
+
+
+@pytest.mark.parametrize("vector", POINTWISE, ids=lambda v: v.name)
+def test_pointwise(vector):
+    arrays = vector.arrays()
+    for name, prefix, x_dtype, param_dtype in _combos(vector):
+        with jax.enable_x64(x_dtype == jnp.float64):
+            _check_combo(vector, arrays, name, prefix, x_dtype, param_dtype)
+
+
+def _check_combo(vector, arrays, name, prefix, x_dtype, param_dtype):
+    case = adapters.adapter(vector)
+    call = functools.partial(case.call, epsilon=adapters.epsilon_of(vector, x_dtype))
+    inputs = {k: jnp.asarray(v).astype(x_dtype) for k, v in _group(arrays, "in").items()}
+    own = _group(arrays, prefix, "param") if prefix else {}
+    params = {k: jnp.asarray(v).astype(param_dtype) for k, v in {**_group(arrays, "param"), **own}.items()}
+    expected = _expected(arrays, prefix, "out")["y"]
+    cotangents = _group(arrays, "cot") or {"y": _group(arrays, "dy")["out"]}
+    y, pullback = jax.vjp(call, inputs, params)
+    gradients = pullback(jnp.asarray(cotangents["y"]).astype(y.dtype))
+
+    if expected.dtype == ml_dtypes.bfloat16:
+        with jax.enable_x64(True):
+            exact_inputs = {k: jnp.asarray(v, jnp.float64) for k, v in inputs.items()}
+            exact, pullback = jax.vjp(call, exact_inputs, params)
+            exact_gradients = pullback(jnp.asarray(cotangents["y"]).astype(y.dtype).astype(exact.dtype))
+    else:
+        exact_gradients = gradients
+    if expected.dtype == ml_dtypes.bfloat16 and case.roundings:
+        assert_close(y, expected, case.roundings * EPS_BF16 / 2, f"{name}: y")
+    elif expected.dtype == ml_dtypes.bfloat16:
+        assert_same_bits(y, expected, exact, f"{name}: y")
+    else:
+        assert_close(y, expected, _tolerance(case, arrays, x_dtype), f"{name}: y")
+        assert y.dtype == expected.dtype, name
+    for actual, exact, kind in zip(gradients, exact_gradients, ("gin", "gparam"), strict=True):
+        for key, value in _expected(arrays, prefix, kind).items():
+            tolerance = _gradient_tolerance(case, arrays, x_dtype, value)
+            # torch stores a bfloat16 mean for its backward pass: where that ruins its gradient, ours must be exact.
+            reference = value if is_close(exact[key], value, tolerance) else np.asarray(exact[key])
+            assert_close(actual[key], reference, tolerance, f"{name}: {kind} {key}")
+
+
+def _tolerance(case, arrays, x_dtype):
+    """Float64: 1e-12. Float32: 80 eps (1e-5), times how many digits centring cancels in the recorded float32 code."""
+    if x_dtype == jnp.float64:
+        return 1e-12
+    return 80 * EPS32 * (_cancellation(arrays) if case.centred else 1)
+
+
+def _cancellation(arrays):
+    """Largest |mean| / spread of a row: the factor by which subtracting a rounded mean amplifies its rounding."""
+    x = next(iter(_group(arrays, "in").values())).astype(np.float64)
+    spread = np.sqrt(x.var(-1) + 1e-12)
+    return max(1.0, float(np.max(np.abs(x.mean(-1)) / spread)))
+
+
+def _gradient_tolerance(case, arrays, x_dtype, expected):
+    """As the outputs'; where anything is bfloat16, two units in its last place for each of two rounded products."""
+    low = x_dtype == jnp.bfloat16 or expected.dtype == ml_dtypes.bfloat16
+    return 4 * EPS_BF16 if low else 10 * _tolerance(case, arrays, x_dtype)
