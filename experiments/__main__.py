@@ -1,0 +1,43 @@
+"""`python -m experiments NAME --flags` runs an experiment; `--help` after the name lists its flags."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tyro
+
+from experiments import UsageError, plasticity
+
+
+class Experiment(NamedTuple):
+    """A frozen dataclass of settings and the function that runs them."""
+
+    config: type[Any]
+    run: Callable[[Any], Any]
+
+
+EXPERIMENTS: Mapping[str, Experiment] = {"plasticity": Experiment(plasticity.Config, plasticity.run)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the experiment named by the first argument; returns the exit status."""
+    name, *flags = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(f"usage: python -m experiments NAME --flags\n\nexperiments: {', '.join(EXPERIMENTS)}")
+        return 0
+    try:
+        if name not in EXPERIMENTS:
+            raise UsageError(f"Unknown experiment {name!r}; there are: {', '.join(EXPERIMENTS)}.")
+        experiment = EXPERIMENTS[name]
+        experiment.run(tyro.cli(experiment.config, prog=f"python -m experiments {name}", args=flags))
+    except (UsageError, ConnectionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; continue with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""The methods under comparison: each is a model with or without norms, and an optimizer.
+
+All optimizers are Adam at a constant learning rate and never reset, except in the reference that starts every task
+with a fresh network. All carry telemetry, so that effective learning rates are measured alike.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import optax
+
+from experiments.plasticity.model import READOUT
+from normjax.optim import decay_towards_init, hidden_weights, nap, track_effective_lr
+
+Optimizer = optax.GradientTransformation
+TRACK_EVERY = 10
+
+
+class Strengths(Protocol):
+    """The regularization strengths that the arms read from the configuration."""
+
+    @property
+    def weight_decay(self) -> float:
+        """AdamW's coefficient; a step shrinks the weights by this times the learning rate."""
+        ...
+
+    @property
+    def l2_init(self) -> float:
+        """Fraction of the distance to the initial parameters removed per step."""
+        ...
+
+    @property
+    def affine_decay(self) -> float:
+        """Fraction of the distance of scale and offset to (1, 0) removed per step."""
+        ...
+
+    @property
+    def readout_decay(self) -> float:
+        """Fraction of the distance of the readout to its initial value removed per step."""
+        ...
+
+
+class Arm(NamedTuple):
+    """One method.
+
+    Attributes:
+      label: As figures and tables show it.
+      normalized: Whether a LayerNorm precedes every nonlinearity.
+      optimizer: `optimizer(learning_rate, strengths)`; the rate may be traced.
+      fresh: Whether parameters and optimizer state start anew at every task.
+    """
+
+    label: str
+    normalized: bool
+    optimizer: Callable[[Any, Strengths], Optimizer]
+    fresh: bool = False
+
+
+def _mask(wanted: Callable[[str, str], bool]) -> Callable[[Any], dict[str, Any]]:
+    """A mask function from a predicate of the names of layer and parameter."""
+    return lambda params: {layer: {name: wanted(layer, name) for name in leaves} for layer, leaves in params.items()}
+
+
+_kernels = _mask(lambda layer, name: name == "kernel")
+_affine = _mask(lambda layer, name: layer.startswith("norm_"))
+_readout = _mask(lambda layer, name: layer == READOUT)
+_readout_kernel = _mask(lambda layer, name: (layer, name) == (READOUT, "kernel"))
+
+
+def _tracked(learning_rate: Any, *transforms: Optimizer) -> Optimizer:
+    return optax.chain(*transforms, track_effective_lr(learning_rate, every_k=TRACK_EVERY))
+
+
+def _adam(learning_rate: Any, strengths: Strengths) -> Optimizer:
+    del strengths
+    return _tracked(learning_rate, optax.adam(learning_rate))
+
+
+def _decayed(learning_rate: Any, strengths: Strengths) -> Optimizer:
+    return _tracked(learning_rate, optax.adam(learning_rate), _affine_pull(strengths), _readout_pull(strengths))
+
+
+def _weight_decay(learning_rate: Any, strengths: Strengths, *rest: Optimizer) -> Optimizer:
+    # Kernels only: decay of the norms' scales towards zero is known to collapse the network.
+    decayed = optax.adamw(learning_rate, weight_decay=strengths.weight_decay, mask=_kernels)
+    return _tracked(learning_rate, decayed, *rest)
+
+
+def _weight_decay_affine(learning_rate: Any, strengths: Strengths) -> Optimizer:
+    return _weight_decay(learning_rate, strengths, _affine_pull(strengths))
+
+
+def _l2_init(learning_rate: Any, strengths: Strengths) -> Optimizer:
+    return _tracked(learning_rate, optax.adam(learning_rate), decay_towards_init(strengths.l2_init))
+
+
+def _affine_pull(strengths: Strengths) -> Optimizer:
+    return decay_towards_init(strengths.affine_decay, mask=_affine)
+
+
+def _readout_pull(strengths: Strengths) -> Optimizer:
+    return decay_towards_init(strengths.readout_decay, mask=_readout)
+
+
+def _nap(learning_rate: Any, *rest: Optimizer, **options: Any) -> Optimizer:
+    projected = nap(
+        optax.adam(learning_rate),
+        mask=hidden_weights(readout=(READOUT,)),
+        learning_rate=learning_rate,
+        track_every=TRACK_EVERY,
+        **options,
+    )
+    # nap follows the weights it projects; the readout, which it leaves alone, gets a tracker of its own.
+    readout = track_effective_lr(learning_rate, every_k=TRACK_EVERY, mask=_readout_kernel)
+    return optax.chain(projected, *rest, readout)
+
+
+def _nap_free(learning_rate: Any, strengths: Strengths) -> Optimizer:
+    del strengths
+    return _nap(learning_rate)
+
+
+def _nap_decay(learning_rate: Any, strengths: Strengths) -> Optimizer:
+    return _nap(learning_rate, scale_offset="decay", rate=strengths.affine_decay)
+
+
+def _nap_decay_readout(learning_rate: Any, strengths: Strengths) -> Optimizer:
+    return _nap(learning_rate, _readout_pull(strengths), scale_offset="decay", rate=strengths.affine_decay)
+
+
+ARMS: Mapping[str, Arm] = {
+    "plain": Arm("no norm", False, _adam),
+    "ln": Arm("LN", True, _adam),
+    "ln_wd": Arm("LN + weight decay", True, _weight_decay),
+    "ln_wd_decay": Arm("LN + weight decay, affine decayed", True, _weight_decay_affine),
+    "ln_l2init": Arm("LN + L2-init", True, _l2_init),
+    "ln_decay_readout": Arm("LN, affine + readout decayed", True, _decayed),
+    "nap": Arm("NaP", True, _nap_free),
+    "nap_decay": Arm("NaP, affine decayed", True, _nap_decay),
+    "nap_decay_readout": Arm("NaP, affine + readout decayed", True, _nap_decay_readout),
+    "fresh": Arm("LN, fresh per task", True, _adam, fresh=True),
+}

@@ -1,0 +1,139 @@
+"""What can be set about the experiment, and what is refused."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from experiments import UsageError
+from experiments.plasticity.arms import ARMS
+
+QUICK_TASKS, QUICK_SEEDS = 24, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Loss of plasticity on sequential random labels.
+
+    Attributes:
+      dataset: Embedded `digits` or `mnist`, else any TFDS name such as `cifar10`.
+      data_dir: Where prepared datasets lie; by default TFDS_DATA_DIR or a folder in the user's cache.
+      images: How many images are memorised.
+      arms: The methods to compare.
+      tasks: How often the labels are drawn anew.
+      steps: Optimizer steps per task.
+      batch_size: Images per step.
+      seeds: Number of seeds, trained together.
+      first_seed: The first of them; a sweep uses others.
+      width: Units per hidden layer.
+      depth: Hidden layers.
+      learning_rate: One rate for every arm, instead of each arm's best of the sweep.
+      learning_rates: The grid of --sweep.
+      weight_decay: AdamW's coefficient in the `ln_wd` arms.
+      l2_init: Fraction of the distance to initialisation removed per step in `ln_l2init`.
+      affine_decay: The same for scale and offset in the `_decay` arms.
+      readout_decay: The same for the readout in the `_decay_readout` arms.
+      sweep: Run every arm at every rate of the grid and write the sweep file.
+      sweep_file: The sweep to read or write; by default the one of the dataset in experiments/sweeps.
+      quick: A taste: fewer tasks and seeds.
+      out: Folder of all runs.
+      run: Name of this run's folder in it; by default dataset and time.
+      resume: Folder of an interrupted run to continue; it brings its own settings.
+      checkpoint_every: Tasks between checkpoints.
+    """
+
+    dataset: str = "digits"
+    data_dir: Path | None = None
+    images: int = 512
+    arms: tuple[str, ...] = tuple(ARMS)
+    tasks: int = 120
+    steps: int = 150
+    batch_size: int = 64
+    seeds: int = 5
+    first_seed: int = 0
+    width: int = 64
+    depth: int = 3
+    learning_rate: float | None = None
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    weight_decay: float = 0.1
+    l2_init: float = 1e-3
+    affine_decay: float = 1e-3
+    readout_decay: float = 1e-3
+    sweep: bool = False
+    sweep_file: Path | None = None
+    quick: bool = False
+    out: Path = Path("results")
+    run: str | None = None
+    resume: Path | None = None
+    checkpoint_every: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be run."""
+        unknown = [arm for arm in self.arms if arm not in ARMS]
+        if unknown or not self.arms or len(set(self.arms)) < len(self.arms):
+            got = " ".join(self.arms) or "none"
+            raise UsageError(f"--arms takes different ones of {', '.join(ARMS)}; got {got}.")
+        for name in ("images", "tasks", "steps", "batch_size", "seeds", "width", "depth", "checkpoint_every"):
+            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        _require("first_seed", self.first_seed, self.first_seed >= 0, "at least 0")
+        rates = self.learning_rates if self.learning_rate is None else (self.learning_rate, *self.learning_rates)
+        for rate in rates:
+            _require("learning_rate", rate, math.isfinite(rate) and rate > 0, "positive and finite")
+        if not self.learning_rates or len(set(self.learning_rates)) < len(self.learning_rates):
+            raise UsageError(f"--learning-rates takes one or more different rates; got {self.learning_rates}.")
+        _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "finite and at least 0")
+        for name in ("l2_init", "affine_decay", "readout_decay"):
+            _require(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        if self.batch_size > self.images:
+            raise UsageError(f"--batch-size {self.batch_size} is larger than --images {self.images}.")
+        if self.sweep and self.learning_rate is not None:
+            raise UsageError(f"--sweep runs all --learning-rates; drop --learning-rate {self.learning_rate:g}.")
+        if self.run is not None and Path(self.run).name != self.run:
+            raise UsageError(f"--run is the name of a folder in --out, got {self.run!r}.")
+
+    def resolved(self) -> "Config":
+        """The configuration with `quick` spelt out."""
+        if not self.quick:
+            return self
+        return dataclasses.replace(
+            self, tasks=min(self.tasks, QUICK_TASKS), seeds=min(self.seeds, QUICK_SEEDS), quick=False
+        )
+
+    def setting(self) -> dict[str, Any]:
+        """The fields that decide what is learned, and from which seeds."""
+        apart = ("data_dir", "arms", "learning_rate", "learning_rates", "sweep", "sweep_file", "quick")
+        apart = (*apart, "out", "run", "resume", "checkpoint_every")
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in apart}
+
+
+def from_json(stored: dict[str, Any]) -> Config:
+    """The configuration that a run wrote down."""
+    known = {field.name: field for field in dataclasses.fields(Config)}
+    unknown = sorted(set(stored) - set(known))
+    if unknown:
+        raise UsageError(f"The stored configuration has the unknown fields {', '.join(unknown)}.")
+    paths = ("data_dir", "sweep_file", "out", "resume")
+    values = {name: Path(v) if name in paths and v is not None else v for name, v in stored.items()}
+    return Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def check_resumable(given: Config, stored: Config) -> None:
+    """Refuses flags beside `--resume` that contradict the run that is resumed.
+
+    Raises:
+      UsageError: Naming the flags.
+    """
+    default = Config()
+    wrong = [
+        f"--{field.name.replace('_', '-')} {getattr(given, field.name)}"
+        for field in dataclasses.fields(Config)
+        if field.name not in ("resume", "out", "run")
+        and getattr(given, field.name) not in (getattr(default, field.name), getattr(stored, field.name))
+    ]
+    if wrong:
+        raise UsageError(f"--resume {given.resume} brings its own settings, which differ from {', '.join(wrong)}.")
+
+
+def _require(name: str, value: float, holds: bool, expected: str) -> None:
+    if not holds:
+        raise UsageError(f"--{name.replace('_', '-')} must be {expected}, got {value}.")

@@ -1,0 +1,149 @@
+"""The figure of a run: what happens to accuracy, why, and how much the learning rate decides."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+from scipy import stats
+
+from experiments.plasticity.arms import ARMS
+from experiments.plasticity.config import Config
+from experiments.plasticity.summary import Job, Series, best_jobs
+
+
+class Style(NamedTuple):
+    """How one arm is drawn; colours are Okabe and Ito's, which colour-blind readers tell apart."""
+
+    color: str
+    dashes: Any = "-"
+    width: float = 1.8
+
+
+_DOTTED = (0, (1.5, 1.2))
+STYLES = {
+    "plain": Style("#999999"),
+    "ln": Style("#0072B2"),
+    "ln_wd": Style("#56B4E9"),
+    "ln_wd_decay": Style("#56B4E9", _DOTTED),
+    "ln_l2init": Style("#009E73"),
+    "ln_decay_readout": Style("#0072B2", _DOTTED),
+    "nap": Style("#E69F00"),
+    "nap_decay": Style("#D55E00"),
+    "nap_decay_readout": Style("#CC79A7", width=2.4),
+    "fresh": Style("#000000", (0, (4, 2))),
+}
+CHANCE = 0.1
+
+
+def draw(path: Path, config: Config, series: Mapping[Job, Series], grid: dict[str, Any] | None) -> None:
+    """Draws each arm at its best rate of the run.
+
+    Args:
+      path: PNG to write.
+      config: The run.
+      series: Recorded metrics by arm and rate.
+      grid: The sweep, for the panel of learning rates; `None` leaves the panel out.
+    """
+    jobs = [best_jobs(series)[arm] for arm in config.arms if arm in best_jobs(series)]
+    figure = Figure(figsize=(13.5, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplot_mosaic(
+        [["accuracy", "rate", "readout"], ["accuracy", "affine", "sweep"]], width_ratios=[2.0, 1.0, 1.0]
+    )
+    _accuracy(panels["accuracy"], jobs, series)
+    _metric(panels["rate"], jobs, series, "hidden_effective_lr", "effective learning rate, hidden", log=True)
+    _metric(panels["readout"], jobs, series, "readout_norm_ratio", "readout norm / initial norm", log=True)
+    _metric(panels["affine"], jobs, series, "dead_units", "dead units", log=False)
+    if grid is None:
+        _metric(panels["sweep"], jobs, series, "effective_rank", "effective rank of the features", log=False)
+    else:
+        _sweep(panels["sweep"], config, grid)
+    figure.suptitle(
+        f"New random labels every task: {config.images} {config.dataset} images, {config.steps} Adam steps per task, "
+        f"MLP {config.depth} × {config.width}, {config.seeds} seeds, bands are 95 % intervals",
+        fontsize=11,
+    )
+    figure.savefig(path, dpi=150)
+
+
+def _accuracy(axes: Axes, jobs: list[Job], series: Mapping[Job, Series]) -> None:
+    ends: list[tuple[float, Job]] = []
+    for job in jobs:
+        values = _smooth(series[job]["online_accuracy"])
+        mean = _curve(axes, job, values, label=f"{ARMS[job[0]].label} (lr {job[1]:g})")
+        ends.append((float(mean[-1]), job))
+    axes.axhline(CHANCE, color="#bbbbbb", linewidth=1, linestyle=":")
+    axes.text(1, CHANCE, " chance", color="#888888", va="bottom", fontsize=9)
+    axes.set(xlabel="task", ylabel="online accuracy (each batch before it is learned)", ylim=(0, None))
+    axes.set_title("Who still learns after many tasks?", loc="left", fontweight="bold")
+    order = {job: rank for rank, (_, job) in enumerate(sorted(ends, key=lambda end: -end[0]))}
+    handles, labels = axes.get_legend_handles_labels()
+    ranked = sorted(zip(jobs, handles, labels, strict=False), key=lambda item: order[item[0]])
+    axes.legend(
+        [handle for _, handle, _ in ranked],
+        [label for _, _, label in ranked],
+        title="in the order of the last tasks",
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.09),
+        ncols=2,
+        frameon=False,
+        fontsize=9.5,
+        title_fontsize=9.5,
+    )
+    _bare(axes)
+
+
+def _metric(axes: Axes, jobs: list[Job], series: Mapping[Job, Series], name: str, title: str, *, log: bool) -> None:
+    for job in jobs:
+        _curve(axes, job, _smooth(series[job][name]))
+    if log:
+        axes.set_yscale("log")
+    axes.set_title(title, loc="left", fontsize=10.5)
+    axes.set_xlabel("task")
+    _bare(axes)
+
+
+def _sweep(axes: Axes, config: Config, grid: dict[str, Any]) -> None:
+    for arm in config.arms:
+        results = sorted((r for r in grid["results"] if r["arm"] == arm), key=lambda r: r["learning_rate"])
+        rates = [r["learning_rate"] for r in results]
+        means = np.array([r["online_accuracy"]["mean"] for r in results])
+        style = STYLES[arm]
+        axes.plot(rates, means, color=style.color, linestyle=style.dashes, marker="o", markersize=3.5, linewidth=1.3)
+    axes.set_xscale("log")
+    axes.set(xlabel="learning rate", ylim=(0, None))
+    axes.set_title("sweep: mean online accuracy", loc="left", fontsize=10.5)
+    _bare(axes)
+
+
+def _curve(axes: Axes, job: Job, values: np.ndarray, label: str | None = None) -> np.ndarray:
+    """Mean over seeds and its 95 % t interval, task by task."""
+    style, tasks, seeds = STYLES[job[0]], np.arange(1, len(values) + 1), values.shape[1]
+    mean = values.mean(axis=1)
+    axes.plot(tasks, mean, color=style.color, linestyle=style.dashes, linewidth=style.width, label=label)
+    if seeds > 1:
+        half = stats.t.ppf(0.975, seeds - 1) * values.std(axis=1, ddof=1) / np.sqrt(seeds)
+        axes.fill_between(tasks, mean - half, mean + half, color=style.color, alpha=0.15, linewidth=0)
+    return mean
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Mean over a few neighbouring tasks: labels differ in difficulty, which is not the point."""
+    reach = len(values) // 60
+    return np.stack([values[max(0, i - reach) : i + reach + 1].mean(axis=0) for i in range(len(values))])
+
+
+def _bare(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    if axes.get_yscale() == "log":
+        low, high = axes.get_ylim()
+        if high / low < 20:  # less than a decade or so would get no labelled tick
+            axes.yaxis.set_major_formatter(ScalarFormatter())
+            axes.yaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,164 @@
+"""From a configuration to a folder of results, resumable at any moment."""
+
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from threadpoolctl import threadpool_limits
+
+from experiments import UsageError, data, records
+from experiments.plasticity import figure, report, summary, sweep
+from experiments.plasticity.arms import ARMS
+from experiments.plasticity.checkpoints import Checkpoints
+from experiments.plasticity.config import Config, check_resumable, from_json
+from experiments.plasticity.training import make_trainer, run_task, standardize
+
+FILE_WIDTH = 200
+
+
+def run(config: Config, console: Console | None = None) -> Path:
+    """Runs the experiment, or what is left of it, and writes its results.
+
+    Args:
+      config: What to run.
+      console: Where progress and the summary go; standard output by default.
+
+    Returns:
+      The folder with `config.json`, `metrics.jsonl`, `summary.json`, `summary.md` and `figure.png`.
+
+    Raises:
+      UsageError: If something in the configuration cannot be run.
+      ConnectionError: If the dataset has to be downloaded and its host does not answer.
+    """
+    console = console or default_console()
+    folder, config, jobs = _resume(config) if config.resume else _start(config)
+    console.print(f"results go to [bold]{folder}[/bold] (if interrupted: --resume {folder})", highlight=False)
+    images = data.load(config.dataset, f"train[:{config.images}]", config.data_dir).images
+    # LAPACK's small singular value decompositions, once per task, take a hundred times longer when OpenBLAS threads
+    # compete with XLA's for the cores.
+    with threadpool_limits(limits=1, user_api="blas"):
+        _train(config, jobs, standardize(images), folder, console)
+    _conclude(config, folder, console)
+    return folder
+
+
+def default_console() -> Console:
+    """Standard output; wide enough for the table where it is a file and not a terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=FILE_WIDTH)
+
+
+def _start(config: Config) -> tuple[Path, Config, list[summary.Job]]:
+    config = config.resolved()
+    if config.sweep:
+        config = dataclasses.replace(config, first_seed=config.first_seed + sweep.SEED_OFFSET)
+    jobs = _jobs(config)
+    kind = "-sweep" if config.sweep else ""
+    name = config.run or f"plasticity-{config.dataset.replace('/', '_')}{kind}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = config.out / name
+    if (folder / "config.json").exists():
+        raise UsageError(f"{folder} holds a run already; continue it with --resume {folder}, or take another --run.")
+    stored = {
+        "experiment": "plasticity",
+        "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
+        "environment": records.environment(),
+        "config": config,
+        "jobs": [{"arm": arm, "learning_rate": rate} for arm, rate in jobs],
+    }
+    records.write_json(folder / "config.json", stored)
+    return folder, config, jobs
+
+
+def _resume(config: Config) -> tuple[Path, Config, list[summary.Job]]:
+    folder = config.resume
+    assert folder is not None
+    stored = report.read_config(folder)
+    restored = from_json(stored["config"])
+    check_resumable(config, restored)
+    return folder, restored, [(job["arm"], job["learning_rate"]) for job in stored["jobs"]]
+
+
+def _jobs(config: Config) -> list[summary.Job]:
+    if config.sweep:
+        return [(arm, rate) for arm in config.arms for rate in sorted(config.learning_rates)]
+    if config.learning_rate is not None:
+        return [(arm, config.learning_rate) for arm in config.arms]
+    content = sweep.read(config.sweep_file or sweep.default_file(config.dataset), config.dataset)
+    return list(sweep.best_rates(content, config.arms).items())
+
+
+def _train(config: Config, jobs: Sequence[summary.Job], inputs: jax.Array, folder: Path, console: Console) -> None:
+    path = folder / "metrics.jsonl"
+    known = {(r["arm"], r["learning_rate"], r["task"]): r for r in records.read_lines(path)}
+    seeds = jnp.arange(config.first_seed, config.first_seed + config.seeds, dtype=jnp.int32)
+    columns = (
+        TextColumn("{task.description:>32}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tasks, {task.fields[accuracy]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress, Checkpoints(folder / "checkpoints") as checkpoints:
+        bar = progress.add_task("", total=len(jobs) * config.tasks, accuracy="compiling")
+        trainers = {arm: make_trainer(ARMS[arm], config, inputs) for arm, _ in jobs}
+        for index, (arm, rate) in enumerate(jobs):
+            label = f"{ARMS[arm].label}, lr {rate:g}"
+            done = sum((arm, rate, task) in known for task in range(config.tasks))
+            progress.update(bar, description=label, completed=index * config.tasks)
+            if done == config.tasks:
+                continue
+            began, trainer, learning_rate = time.monotonic(), trainers[arm], jnp.float32(rate)
+            state = trainer.init(seeds, learning_rate, jnp.int32(0))
+            first, state = checkpoints.restore(index, state)
+            online = 0.0
+            for task in range(first, config.tasks):
+                state, measured = run_task(ARMS[arm], trainer, config, state, seeds, learning_rate, jnp.int32(task))
+                record = {"arm": arm, "learning_rate": rate, "task": task} | {
+                    name: np.asarray(values) for name, values in measured.items()
+                }
+                _report(path, records.plain(record), known, console)
+                online = float(record["online_accuracy"].mean())
+                progress.update(bar, completed=index * config.tasks + task + 1, accuracy=f"online {online:.3f}")
+                if (task + 1) % config.checkpoint_every == 0:
+                    checkpoints.save(index, task + 1, state)
+            seconds = time.monotonic() - began
+            progress.print(f"{label:>40}: online accuracy {online:.3f} in the last task, {seconds:.0f} s")
+
+
+def _report(path: Path, record: dict[str, Any], known: dict[Any, dict[str, Any]], console: Console) -> None:
+    """Appends a record; tasks between the last checkpoint and a kill are computed twice and recorded once."""
+    before = known.get((record["arm"], record["learning_rate"], record["task"]))
+    if before is None:
+        records.append_line(path, record)
+    elif before != record:
+        console.print(
+            f"[yellow]task {record['task']} of {record['arm']} came out differently than before the interruption; "
+            "was it on another machine or other versions? The first report is kept."
+        )
+
+
+def _conclude(config: Config, folder: Path, console: Console) -> None:
+    stored = report.read_config(folder)
+    series = summary.collect(records.read_lines(folder / "metrics.jsonl"))
+    rows = summary.summarize(series)
+    path = config.sweep_file or sweep.default_file(config.dataset)
+    if config.sweep:
+        recorded = {**stored["environment"], "command": stored["command"]}
+        sweep.write(path, config.dataset, config.setting(), rows, recorded)
+        console.print(f"sweep written to [bold]{path}[/bold]", highlight=False)
+    grid = sweep.read(path, config.dataset) if config.sweep or config.learning_rate is None else None
+    report.write(folder, config, rows, grid, console)
+    figure.draw(folder / "figure.png", config, series, grid)
+    console.print(f"figure in [bold]{folder / 'figure.png'}[/bold]", highlight=False)

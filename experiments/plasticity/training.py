@@ -1,0 +1,228 @@
+"""Sequential memorisation of random labels: one compiled function per arm, called once per task."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import normjax as nj
+from experiments.plasticity import metrics, model
+from experiments.plasticity.arms import Arm, Strengths
+from normjax.optim import effective_learning_rates, weight_motion
+
+CLASSES = 10
+METRICS = (
+    "online_accuracy",
+    "final_accuracy",
+    "hidden_norm_ratio",
+    "readout_norm_ratio",
+    "affine_norm",
+    "hidden_effective_lr",
+    "readout_effective_lr",
+    "hidden_rotation",
+    "dead_units",
+    "effective_rank",
+)
+# One value for all arms: functions compiled for it are shared.
+NORM = nj.layer_norm(axis=-1, epsilon=1e-6)
+# Streams of randomness of one seed.
+_PARAMETERS, _LABELS, _ORDER = range(3)
+
+
+class Setting(Strengths, Protocol):
+    """What training reads from the configuration."""
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Units per hidden layer."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """Number of hidden layers."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps per task."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step."""
+        ...
+
+
+class TrainState(NamedTuple):
+    """Parameters and optimizer state; every leaf has a leading axis of seeds."""
+
+    params: Any
+    opt_state: Any
+
+
+class Tasks(NamedTuple):
+    """The data of one task for every seed.
+
+    Attributes:
+      labels: `(seeds, images)` int32, uniform over the classes.
+      order: `(seeds, steps, batch_size)` int32 indices of images.
+    """
+
+    labels: jax.Array
+    order: jax.Array
+
+
+class Trainer(NamedTuple):
+    """Compiled functions of one arm; `rate` is a float32 scalar, `seeds` an int32 vector, `task` an int32 scalar.
+
+    Attributes:
+      init: `init(seeds, rate, task) -> TrainState`.
+      train: `train(state, rate, tasks) -> (state, online accuracy (seeds,))`; consumes `state`.
+      measure: `measure(state, labels) -> {metric: (seeds,)}`, all metrics but the online accuracy.
+    """
+
+    init: Callable[[jax.Array, jax.Array, jax.Array], TrainState]
+    train: Callable[[TrainState, jax.Array, Tasks], tuple[TrainState, jax.Array]]
+    measure: Callable[[TrainState, jax.Array], dict[str, jax.Array]]
+
+
+def standardize(images: np.ndarray) -> jax.Array:
+    """Flattens `(n, ...)` images of uint8 to `(n, features)`, each pixel centred, all at one common scale."""
+    x = images.reshape(len(images), -1).astype(np.float64)
+    x = x - x.mean(axis=0)
+    return jnp.asarray(x / max(x.std(), 1e-12), jnp.float32)
+
+
+def stream(seed: jax.Array, purpose: int, task: jax.Array) -> jax.Array:
+    """The random key of one purpose in one task of one seed."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), task)
+
+
+def batches(key: jax.Array, images: int, steps: int, batch_size: int) -> jax.Array:
+    """Indices `(steps, batch_size)` that go through all images in a new order every epoch."""
+    epochs = -(-steps * batch_size // images)
+    order = jax.vmap(lambda k: jax.random.permutation(k, images))(jax.random.split(key, epochs))
+    return order.reshape(-1)[: steps * batch_size].reshape(steps, batch_size)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def draw_task(seeds: jax.Array, task: jax.Array, images: int, steps: int, batch_size: int) -> Tasks:
+    """Labels and batches of one task; every arm gets the same ones, which pairs the arms seed by seed."""
+
+    def draw(seed: jax.Array) -> Tasks:
+        labels = jax.random.randint(stream(seed, _LABELS, task), (images,), 0, CLASSES, jnp.int32)
+        return Tasks(labels, batches(stream(seed, _ORDER, task), images, steps, batch_size))
+
+    return jax.vmap(draw)(seeds)
+
+
+def make_trainer(arm: Arm, setting: Setting, inputs: jax.Array) -> Trainer:
+    """Builds the functions that train all seeds of one arm.
+
+    Args:
+      arm: The method.
+      setting: Sizes and strengths.
+      inputs: `(n, features)` float32, the same for all tasks and seeds.
+
+    Returns:
+      The trainer; each function compiles once, whatever the task and learning rate.
+    """
+    norm = NORM if arm.normalized else None
+    sizes = (inputs.shape[1], *[setting.width] * setting.depth, CLASSES)
+
+    @jax.jit
+    def init_optimizer(params: Any, rate: jax.Array) -> Any:
+        return jax.vmap(arm.optimizer(rate, setting).init)(params)
+
+    def init(seeds: jax.Array, rate: jax.Array, task: jax.Array) -> TrainState:
+        params = _init_params(seeds, task, sizes, norm)
+        return TrainState(params, init_optimizer(params, rate))
+
+    def loss(params: Any, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = model.apply(params, norm, x).logits
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.mean(losses), _accuracy(logits, labels)
+
+    def train(state: TrainState, rate: jax.Array, tasks: Tasks) -> tuple[TrainState, jax.Array]:
+        optimizer = arm.optimizer(rate, setting)
+
+        def step(state: TrainState, batch: jax.Array) -> tuple[TrainState, jax.Array]:
+            x, labels = inputs[batch], tasks.labels[batch]
+            (_, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(state.params, x, labels)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            return TrainState(optax.apply_updates(state.params, updates), opt_state), accuracy
+
+        state, accuracies = jax.lax.scan(step, state, tasks.order)
+        return state, jnp.mean(accuracies)
+
+    def measure(state: TrainState, labels: jax.Array) -> dict[str, jax.Array]:
+        return _measure_motion(state.opt_state) | _measure_network(norm, state.params, inputs, labels)
+
+    return Trainer(init, jax.jit(jax.vmap(train, in_axes=(0, None, 0)), donate_argnums=0), measure)
+
+
+def run_task(
+    arm: Arm, trainer: Trainer, setting: Setting, state: TrainState, seeds: jax.Array, rate: jax.Array, task: jax.Array
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Trains and measures one task of all seeds; consumes `state`.
+
+    Returns:
+      The new state and every metric of `METRICS`, `(seeds,)` each.
+    """
+    if arm.fresh:
+        state = trainer.init(seeds, rate, task)
+    tasks = draw_task(seeds, task, setting.images, setting.steps, setting.batch_size)
+    state, online = trainer.train(state, rate, tasks)
+    return state, {"online_accuracy": online, **trainer.measure(state, tasks.labels)}
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _init_params(seeds: jax.Array, task: jax.Array, sizes: tuple[int, ...], norm: nj.NormTransform | None) -> Any:
+    return jax.vmap(lambda seed: model.init(stream(seed, _PARAMETERS, task), sizes, norm))(seeds)
+
+
+def _accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.float32)
+
+
+def _measure_motion(opt_state: Any) -> dict[str, jax.Array]:
+    motion, rates = weight_motion(opt_state), effective_learning_rates(opt_state)
+    hidden = [path for path in motion if path.startswith("hidden_")]
+    readout = f"{model.READOUT}/kernel"
+
+    def mean(values: dict[str, jax.Array]) -> jax.Array:
+        return jnp.mean(jnp.stack([values[path] for path in hidden]), axis=0)
+
+    return {
+        "hidden_norm_ratio": mean({path: motion[path].growth for path in hidden}),
+        "readout_norm_ratio": motion[readout].growth,
+        "hidden_effective_lr": mean(rates),
+        "readout_effective_lr": rates[readout],
+        "hidden_rotation": mean({path: motion[path].rotation for path in hidden}),
+    }
+
+
+# Compiled apart from training, as the two functions above: all arms with norms share them.
+@functools.partial(jax.jit, static_argnums=0)
+def _measure_network(
+    norm: nj.NormTransform | None, params: Any, inputs: jax.Array, labels: jax.Array
+) -> dict[str, jax.Array]:
+    def measure(params: Any, labels: jax.Array) -> dict[str, jax.Array]:
+        output = model.apply(params, norm, inputs)
+        return {
+            "final_accuracy": _accuracy(output.logits, labels),
+            "affine_norm": metrics.affine_norm(params),
+            "dead_units": jnp.mean(jnp.stack([metrics.dead_units(a) for a in output.activations])),
+            "effective_rank": metrics.effective_rank(output.activations[-1]),
+        }
+
+    return jax.vmap(measure)(params, labels)
