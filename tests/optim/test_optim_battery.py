@@ -189,7 +189,7 @@ def test_donated_parameters_and_state(make, jit_init):
 
 @pytest.mark.parametrize("name", ["project", "decay", "track"])
 def test_leaves_without_an_update_stay(name):
-    # Optax writes None for a parameter that gets no gradient; its own optimizers do not take it, so no nap here.
+    # Optax writes None for a parameter without a gradient; its own optimizers do not take it: no nap here.
     tx, params = TRANSFORMS[name](), make_params()
     grads = make_grads(params, 0)
     grads["dense"]["kernel"] = None

@@ -98,28 +98,47 @@ def test_masks_as_trees_prefixes_paths_and_functions():
 PARAMS = {"a": layer(), "b": layer()}
 
 WRONG = {
-    "mask selects nothing": (dict(mask=False), ValueError, r"selects none of the parameters.*'a/bias'"),
-    "mask is incomplete": (dict(mask={"a": True}), ValueError, r"mask says nothing about .*'b/kernel'"),
-    "mask of other parameters": (dict(mask={"c": True}), ValueError, r"mask names \['c'\], which are not parameters"),
-    "mask is no boolean": (dict(mask={"a": 1.0, "b": True}), TypeError, r"booleans, got 1.0 for 'a/bias'"),
-    "mask is ambiguous": (dict(mask={"a": True, "kernel": False, "b": True}), ValueError, "ambiguous for 'a/kernel'"),
-    "negative radius": (dict(mask=True, radius=-1.0), ValueError, r"positive and finite, got -1.0"),
-    "zero radius": (dict(mask=True, radius={"a": 0.0, "b": 1.0}), ValueError, r"got 0.0 for 'a/bias'"),
-    "nan radius": (dict(mask=True, radius=float("nan")), ValueError, "got nan"),
-    "radius name": (dict(mask=True, radius="fan_in"), ValueError, "got 'fan_in'"),
-    "radius is incomplete": (dict(mask=True, radius={"a": 1.0}), ValueError, r"gives none for .*'b/kernel'"),
-    "radius of others": (dict(mask=True, radius={"a": 1.0, "c": 1.0}), ValueError, r"radius names \['c'\]"),
-    "radius shape": (dict(mask={"a/kernel": True, "b": False, "a/bias": False}, radius=jnp.ones(2), axes=0),
-                     ValueError, r"shape \(2,\); expected a scalar or one number per slice, \(3,\)"),
-    "axes out of range": (dict(mask=True, axes=(0, 1)), ValueError, r"'a/bias' must name .*shape \(3,\), got \(0, 1\)"),
-    "no axes": (dict(mask=True, axes=()), ValueError, r"at least one axis.*got \(\)"),
-    "overlapping axes": (dict(mask=True, axes={"kernel": (0, -2)}), ValueError, r"twice: \(0, -2\)"),
-    "axes of others": (dict(mask=True, axes={"c": 0}), ValueError, r"axes names \['c'\]"),
-    "axes type": (dict(mask=True, axes=lambda path, leaf: 0.5), TypeError, "got 0.5"),
-    "every_k zero": (dict(mask=True, every_k=0), ValueError, "at least 1, got 0"),
-    "every_k fraction": (dict(mask=True, every_k=1.5), TypeError, "integer, got 1.5"),
-    "every_k flag": (dict(mask=True, every_k=True), ValueError, "got True"),
-}  # fmt: skip
+    "mask selects nothing": ({"mask": False}, ValueError, r"selects none of the parameters.*'a/bias'"),
+    "mask is incomplete": ({"mask": {"a": True}}, ValueError, r"mask says nothing about .*'b/kernel'"),
+    "mask of other parameters": (
+        {"mask": {"c": True}},
+        ValueError,
+        r"mask names \['c'\], which are not parameters",
+    ),
+    "mask is no boolean": ({"mask": {"a": 1.0, "b": True}}, TypeError, r"booleans, got 1.0 for 'a/bias'"),
+    "mask is ambiguous": (
+        {"mask": {"a": True, "kernel": False, "b": True}},
+        ValueError,
+        "ambiguous for 'a/kernel'",
+    ),
+    "negative radius": ({"mask": True, "radius": -1.0}, ValueError, r"positive and finite, got -1.0"),
+    "zero radius": ({"mask": True, "radius": {"a": 0.0, "b": 1.0}}, ValueError, r"got 0.0 for 'a/bias'"),
+    "nan radius": ({"mask": True, "radius": float("nan")}, ValueError, "got nan"),
+    "radius name": ({"mask": True, "radius": "fan_in"}, ValueError, "got 'fan_in'"),
+    "radius is incomplete": (
+        {"mask": True, "radius": {"a": 1.0}},
+        ValueError,
+        r"gives none for .*'b/kernel'",
+    ),
+    "radius of others": ({"mask": True, "radius": {"a": 1.0, "c": 1.0}}, ValueError, r"radius names \['c'\]"),
+    "radius shape": (
+        {"mask": {"a/kernel": True, "b": False, "a/bias": False}, "radius": jnp.ones(2), "axes": 0},
+        ValueError,
+        r"shape \(2,\); expected a scalar or one number per slice, \(3,\)",
+    ),
+    "axes out of range": (
+        {"mask": True, "axes": (0, 1)},
+        ValueError,
+        r"'a/bias' must name .*shape \(3,\), got \(0, 1\)",
+    ),
+    "no axes": ({"mask": True, "axes": ()}, ValueError, r"at least one axis.*got \(\)"),
+    "overlapping axes": ({"mask": True, "axes": {"kernel": (0, -2)}}, ValueError, r"twice: \(0, -2\)"),
+    "axes of others": ({"mask": True, "axes": {"c": 0}}, ValueError, r"axes names \['c'\]"),
+    "axes type": ({"mask": True, "axes": lambda path, leaf: 0.5}, TypeError, "got 0.5"),
+    "every_k zero": ({"mask": True, "every_k": 0}, ValueError, "at least 1, got 0"),
+    "every_k fraction": ({"mask": True, "every_k": 1.5}, TypeError, "integer, got 1.5"),
+    "every_k flag": ({"mask": True, "every_k": True}, ValueError, "got True"),
+}
 
 
 @pytest.mark.parametrize(("options", "error", "message"), WRONG.values(), ids=WRONG.keys())
@@ -137,32 +156,63 @@ WRONG_CALLS = {
     "rate above one": (lambda: optim.decay_towards_init(1.5), ValueError, "got 1.5"),
     "negative rate": (lambda: optim.decay_towards_init(-0.1), ValueError, "got -0.1"),
     "target name": (lambda: optim.decay_towards_init(0.1, target="zero"), ValueError, "got 'zero'"),
-    "target incomplete": (lambda: optim.decay_towards_init(0.1, mask=True, target={"a": 0.0}).init(PARAMS),
-                          ValueError, r"target gives no value for .*'b/bias'"),
-    "target shape": (lambda: optim.decay_towards_init(0.1, target={"a/kernel": jnp.ones(2)}).init(PARAMS),
-                     ValueError, r"shape \(2,\); expected a scalar or \(3, 3\)"),
-    "integer leaf": (lambda: optim.project_weights(mask=True).init({"steps": jnp.int32(1)}),
-                     TypeError, r"floating-point leaves.*'steps' is int32"),
+    "target incomplete": (
+        lambda: optim.decay_towards_init(0.1, mask=True, target={"a": 0.0}).init(PARAMS),
+        ValueError,
+        r"target gives no value for .*'b/bias'",
+    ),
+    "target shape": (
+        lambda: optim.decay_towards_init(0.1, target={"a/kernel": jnp.ones(2)}).init(PARAMS),
+        ValueError,
+        r"shape \(2,\); expected a scalar or \(3, 3\)",
+    ),
+    "integer leaf": (
+        lambda: optim.project_weights(mask=True).init({"steps": jnp.int32(1)}),
+        TypeError,
+        r"floating-point leaves.*'steps' is int32",
+    ),
     "negative learning rate": (lambda: optim.track_effective_lr(-1.0), ValueError, "got -1.0"),
     "tracking interval": (lambda: optim.nap(optax.sgd(0.1), track_every=0), ValueError, "track_every.*got 0"),
     "policy": (lambda: optim.nap(optax.sgd(0.1), scale_offset="drop"), ValueError, "got 'drop'"),
-    "policy without rate": (lambda: optim.nap(optax.sgd(0.1), scale_offset="decay"), ValueError, "needs rate="),
+    "policy without rate": (
+        lambda: optim.nap(optax.sgd(0.1), scale_offset="decay"),
+        ValueError,
+        "needs rate=",
+    ),
     "rate without policy": (lambda: optim.nap(optax.sgd(0.1), rate=0.1), ValueError, "rate=0.1 is for"),
-    "policy without pairs": (lambda: optim.nap(optax.sgd(0.1), mask=True, scale_offset="joint").init(PARAMS),
-                             ValueError, "own only leaves called .*'scale'.*have none"),
-    "policy on projected": (lambda: optim.nap(optax.sgd(0.1), mask=True, scale_offset="joint").init(NORM),
-                            ValueError, r"projects \['norm/bias', 'norm/scale'\]"),
-    "no moments": (lambda: optim.nap(optax.sgd(0.1), mask=True, rescale_moments=True).init(PARAMS),
-                   ValueError, "found none of .*'mu', 'nu'.*Plain SGD"),
-    "path collision": (lambda: optim.project_weights(mask=True).init({"a/b": kernel(), "a": {"b": kernel()}}),
-                       ValueError, "share the path 'a/b'"),
+    "policy without pairs": (
+        lambda: optim.nap(optax.sgd(0.1), mask=True, scale_offset="joint").init(PARAMS),
+        ValueError,
+        "own only leaves called .*'scale'.*have none",
+    ),
+    "policy on projected": (
+        lambda: optim.nap(optax.sgd(0.1), mask=True, scale_offset="joint").init(NORM),
+        ValueError,
+        r"projects \['norm/bias', 'norm/scale'\]",
+    ),
+    "no moments": (
+        lambda: optim.nap(optax.sgd(0.1), mask=True, rescale_moments=True).init(PARAMS),
+        ValueError,
+        "found none of .*'mu', 'nu'.*Plain SGD",
+    ),
+    "path collision": (
+        lambda: optim.project_weights(mask=True).init({"a/b": kernel(), "a": {"b": kernel()}}),
+        ValueError,
+        "share the path 'a/b'",
+    ),
     "negative step": (lambda: optim.norm_growth_schedule(0.1, -1.0), ValueError, "got -1.0"),
-    "no tracker": (lambda: optim.effective_learning_rates(optax.adam(0.1).init(PARAMS)),
-                   ValueError, r"No tracker in the optimizer state \(a tuple\).*nap\(...\) or track_effective_lr"),
-    "unknown rate": (lambda: optim.effective_learning_rates(optim.track_effective_lr().init(PARAMS)),
-                     ValueError, "learning rate is not known.*learning_rate="),
+    "no tracker": (
+        lambda: optim.effective_learning_rates(optax.adam(0.1).init(PARAMS)),
+        ValueError,
+        r"No tracker in the optimizer state \(a tuple\).*nap\(...\) or track_effective_lr",
+    ),
+    "unknown rate": (
+        lambda: optim.effective_learning_rates(optim.track_effective_lr().init(PARAMS)),
+        ValueError,
+        "learning rate is not known.*learning_rate=",
+    ),
     "unknown rule": (lambda: optim.effective_learning_rates((), like="lion"), ValueError, "got 'lion'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("call", "error", "message"), WRONG_CALLS.values(), ids=WRONG_CALLS.keys())
@@ -183,7 +233,7 @@ def test_a_state_of_another_width_raises():
 
 def test_two_trackers_of_one_weight_are_ambiguous():
     tx = optax.chain(optim.track_effective_lr(0.1), optim.track_effective_lr(0.1))
-    with pytest.raises(ValueError, match="Several trackers .*'w'"):
+    with pytest.raises(ValueError, match=r"Several trackers .*'w'"):
         optim.weight_motion(tx.init({"w": kernel()}))
 
 

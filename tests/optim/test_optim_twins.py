@@ -61,9 +61,7 @@ def run_twins(direction, power, **options):
         params = make_params()
         start = ((params, free_tx.init(params)), (params, twin_tx.init(params)))
         ((free, _), (twin, _)), _ = jax.jit(lambda c: jax.lax.scan(step, c, (data, labels)))(start)
-    ratio = {name: np.linalg.norm(free[name]) / np.linalg.norm(twin[name]) for name in ("w1", "w2")} | {
-        "head": 1
-    }
+    ratio = {n: np.linalg.norm(free[n]) / np.linalg.norm(twin[n]) for n in ("w1", "w2")} | {"head": 1}
     assert min(ratio["w1"], ratio["w2"]) > 1.01  # the free network must have something to lose
     return max(np.abs(free[n] / ratio[n] - twin[n]).max() / np.abs(twin[n]).max() for n in params)
 
@@ -122,7 +120,7 @@ def test_norm_law_and_its_schedule(relative_step):
         _, (motion, rates) = jax.jit(lambda c: jax.lax.scan(step, c, jnp.arange(steps)))(carry)
         t = np.arange(steps)
         law = np.sqrt(1 + relative_step**2 * t)
-        # Rounding makes each step orthogonal to 1e-16 only; the errors of `steps` steps add up at most linearly.
+        # Rounding makes each step orthogonal to 1e-16 only; these errors add up at most linearly.
         rtol = steps * 2.0**-52
         np.testing.assert_allclose(motion.growth, law, rtol=rtol)
         np.testing.assert_allclose(motion.relative_update, relative_step / law, rtol=rtol)

@@ -312,6 +312,15 @@ def test_rotation_is_right_for_tiny_and_large_angles():
         )
 
 
+def test_rotation_of_a_radial_step_is_small_against_its_size():
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8)), jnp.float32)
+    tx = optim.track_effective_lr()
+    _, state = tx.update({"w": -0.1 * w}, tx.init({"w": w}), {"w": w})
+    motion = optim.weight_motion(state)["w"]
+    # sqrt(|u|² - along²) with sums of 64 terms, each norm good to about two roundings.
+    assert float(motion.rotation) <= np.sqrt(4 * EPS) * 0.1 / 0.9
+
+
 def test_tracking_interval_keeps_the_last_measurement_and_updates_pass_untouched():
     params = make_params()
     tx = optim.track_effective_lr(0.1, every_k=3)
