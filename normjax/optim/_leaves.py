@@ -19,7 +19,7 @@ Axes = tuple[int, ...]
 def wide(x: Any) -> jax.Array:
     """`x` in the dtype its norm is summed in: float32, or float64 where `x` is."""
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
 def norm(x: jax.Array, axes: Axes) -> jax.Array:

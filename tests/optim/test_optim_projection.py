@@ -188,7 +188,9 @@ def test_decay_reaches_its_target_geometrically():
 def test_decay_targets_by_name_schedules_and_arrays():
     params = {"norm": {"scale": jnp.full(3, 3.0), "bias": jnp.full(3, 4.0)}, "w": jnp.full((2, 2), 5.0)}
     zeros = jax.tree.map(jnp.zeros_like, params)
-    named = optim.decay_towards_init(lambda count: 0.5 / (1.0 + count), target={"scale": 1.0, "bias": 0.0})
+    named = optim.decay_towards_init(
+        lambda count: 0.5 / (1.0 + count.astype(jnp.float32)), target={"scale": 1.0, "bias": 0.0}
+    )
     once, state = step(named, params, zeros)
     assert set(state.targets) == {"norm/scale", "norm/bias"}
     twice, _ = step(named, once, zeros, state)
