@@ -54,7 +54,7 @@ class Config:
     width: int = 64
     depth: int = 3
     learning_rate: float | None = None
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     weight_decay: float = 0.1
     l2_init: float = 1e-3
     affine_decay: float = 1e-3
@@ -108,13 +108,15 @@ class Config:
 
 def from_json(stored: dict[str, Any]) -> Config:
     """The configuration that a run wrote down."""
-    known = {field.name: field for field in dataclasses.fields(Config)}
-    unknown = sorted(set(stored) - set(known))
+    unknown = sorted(set(stored) - {field.name for field in dataclasses.fields(Config)})
     if unknown:
         raise UsageError(f"The stored configuration has the unknown fields {', '.join(unknown)}.")
-    paths = ("data_dir", "sweep_file", "out", "resume")
-    values = {name: Path(v) if name in paths and v is not None else v for name, v in stored.items()}
-    return Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    values: dict[str, Any] = {}
+    for name, value in stored.items():
+        if name in ("data_dir", "sweep_file", "out", "resume") and value is not None:
+            value = Path(value)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return Config(**values)
 
 
 def check_resumable(given: Config, stored: Config) -> None:
