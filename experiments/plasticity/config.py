@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from experiments import UsageError
 from experiments.plasticity.arms import ARMS
 
-QUICK_TASKS, QUICK_SEEDS = 24, 3
+QUICK_TASKS, QUICK_SEEDS = 20, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,12 @@ class Config:
             raise UsageError(f"--batch-size {self.batch_size} is larger than --images {self.images}.")
         if self.sweep and self.learning_rate is not None:
             raise UsageError(f"--sweep runs all --learning-rates; drop --learning-rate {self.learning_rate:g}.")
+        changed = self._changed(("arms", "learning_rates", "quick", *self.setting()))
+        if self.sweep and self.sweep_file is None and changed:
+            raise UsageError(
+                f"--sweep with other {', '.join(changed)} than the default would replace the sweep that all other runs "
+                "read; name a file of its own with --sweep-file."
+            )
         if self.run is not None and Path(self.run).name != self.run:
             raise UsageError(f"--run is the name of a folder in --out, got {self.run!r}.")
 
@@ -98,6 +105,11 @@ class Config:
         return dataclasses.replace(
             self, tasks=min(self.tasks, QUICK_TASKS), seeds=min(self.seeds, QUICK_SEEDS), quick=False
         )
+
+    def _changed(self, names: Iterable[str]) -> list[str]:
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        apart = ("dataset", "first_seed")
+        return [name for name in names if name not in apart and getattr(self, name) != defaults[name]]
 
     def setting(self) -> dict[str, Any]:
         """The fields that decide what is learned, and from which seeds."""

@@ -32,6 +32,8 @@ HEADERS = (
     "eff. rank",
 )
 RIGHT_ALIGNED_FROM = 1
+# A narrow terminal gets what the experiment is about; the files have all columns.
+FULL_WIDTH, COMPACT = 170, 6
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -61,10 +63,11 @@ def write(folder: Path, config: Config, rows: Sequence[Row], grid: dict[str, Any
     write_json(folder / "summary.json", content)
     write_text(folder / "summary.md", _markdown(title, cells, notes, grid))
     table = Table(title=title)
-    for i, header in enumerate(HEADERS):
+    shown = len(HEADERS) if console.width >= FULL_WIDTH else COMPACT
+    for i, header in enumerate(HEADERS[:shown]):
         table.add_column(header, justify="right" if i >= RIGHT_ALIGNED_FROM else "left")
     for line in cells:
-        table.add_row(*line)
+        table.add_row(*line[:shown])
     console.print(table)
     for note in notes:
         console.print(f"- {note}", highlight=False)

@@ -190,6 +190,8 @@ def test_every_arm_has_a_style():
         ({"weight_decay": -0.1}, "--weight-decay must be finite and at least 0, got -0.1"),
         ({"l2_init": 2.0}, "--l2-init must be between 0 and 1, got 2.0"),
         ({"sweep": True, "learning_rate": 0.1}, "drop --learning-rate 0.1"),
+        ({"sweep": True, "arms": ("ln",)}, "with other arms than the default .* --sweep-file"),
+        ({"sweep": True, "quick": True, "tasks": 3}, "with other quick, tasks than the default"),
         ({"run": "../elsewhere"}, "name of a folder in --out"),
     ],
 )
@@ -218,6 +220,7 @@ def test_command_line_errors_are_one_message(arguments, message, capsys, tmp_pat
     assert main([*arguments, *(["--out", str(tmp_path)] if arguments[0] == "plasticity" else [])]) == 2
     error = capsys.readouterr().err.replace("\n", " ")
     assert re.search(message, error), error
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_arm_on_the_command_line(capsys):
