@@ -24,6 +24,7 @@ from experiments.plasticity.config import Config, check_resumable, from_json
 from experiments.plasticity.training import make_trainer, run_task, standardize
 
 FILE_WIDTH = 200
+PLACES = ("--out", "--run", "--data-dir", "--sweep-file")
 
 
 def run(config: Config, console: Console | None = None) -> Path:
@@ -60,6 +61,17 @@ def default_console() -> Console:
     return console if console.is_terminal else Console(width=FILE_WIDTH)
 
 
+def command(arguments: Sequence[str]) -> str:
+    """The command line for the record, without where things lie on this machine, which decides nothing."""
+    kept: list[str] = []
+    place = False
+    for argument in arguments:
+        is_flag = argument.startswith("--")
+        place = argument.split("=")[0].replace("_", "-") in PLACES if is_flag else place
+        kept += [] if place else [argument]
+    return shlex.join(["python", "-m", "experiments", *kept])
+
+
 def _plan(config: Config) -> tuple[Path, Config, list[summary.Job]]:
     config = config.resolved()
     if config.sweep:
@@ -76,7 +88,7 @@ def _plan(config: Config) -> tuple[Path, Config, list[summary.Job]]:
 def _write_config(folder: Path, config: Config, jobs: Sequence[summary.Job]) -> None:
     stored = {
         "experiment": "plasticity",
-        "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
+        "command": command(sys.argv[1:]),
         "environment": records.environment(),
         "config": config,
         "jobs": [{"arm": arm, "learning_rate": rate} for arm, rate in jobs],

@@ -19,6 +19,7 @@ from experiments.plasticity import Config, sweep
 from experiments.plasticity.arms import ARMS
 from experiments.plasticity.config import from_json
 from experiments.plasticity.figure import STYLES
+from experiments.plasticity.run import command
 from experiments.plasticity.training import METRICS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -80,18 +81,18 @@ def test_resuming_a_finished_run_changes_nothing(finished):
 
 def test_resume_after_kill_is_bit_equal(tmp_path):
     arms = ["ln", "nap_decay_readout"]
-    flags = ["--tasks", "600", "--checkpoint-every", "25", "--learning-rate", "0.01", "--arms", *arms]
+    flags = ["--tasks", "300", "--checkpoint-every", "25", "--learning-rate", "0.01", "--arms", *arms]
     command = [sys.executable, "-m", "experiments", "plasticity", *TINY, *flags, "--out", str(tmp_path)]
     # Standard promotion and no other flags, as a user's process: only then are both compiled to the same program.
     killed = tmp_path / "killed"
     with subprocess.Popen([*command, "--run", "killed"], cwd=REPOSITORY, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
         # In the middle of the second arm, past its first checkpoint.
-        while len(_lines(killed)) < 640 and process.poll() is None and time.monotonic() < deadline:
+        while len(_lines(killed)) < 340 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
     reported = _lines(killed)
-    assert 640 <= len(reported) < 1200
+    assert 340 <= len(reported) < 600
     with (killed / "metrics.jsonl").open("a") as file:
         file.write('{"arm": "nap_dec')  # what a kill in the middle of a write would leave
     assert main(["plasticity", "--resume", str(killed)]) == 0
@@ -131,6 +132,11 @@ def test_sweep_is_written_and_read(tmp_path, capsys):
     capsys.readouterr()
     assert _main(*flags, "--run", "more", "--arms", "ln", "plain") == 2
     assert "'plain'; it has ln" in capsys.readouterr().err
+
+
+def test_recorded_command_says_nothing_about_places():
+    arguments = ["plasticity", "--out", "/a/b", "--tasks", "3", "--data_dir=/c", "--arms", "ln", "nap", "--run", "x"]
+    assert command(arguments) == "python -m experiments plasticity --tasks 3 --arms ln nap"
 
 
 def _content(*results):
