@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from experiments import UsageError, plasticity
+from experiments import UsageError, overhead, plasticity
 
 
 class Experiment(NamedTuple):
@@ -16,7 +16,10 @@ class Experiment(NamedTuple):
     run: Callable[[Any], Any]
 
 
-EXPERIMENTS: Mapping[str, Experiment] = {"plasticity": Experiment(plasticity.Config, plasticity.run)}
+EXPERIMENTS: Mapping[str, Experiment] = {
+    "plasticity": Experiment(plasticity.Config, plasticity.run),
+    "overhead": Experiment(overhead.Config, overhead.run),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

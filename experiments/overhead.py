@@ -1,0 +1,146 @@
+"""What projection and tracking add to a training step of the flagship: interleaved runs, medians, one command.
+
+`python -m experiments overhead` trains the flagship's network (all seeds at once) under several optimizers in the same
+process, one task of each in turn, and compares the medians of the time per step with plain Adam's. It also checks that
+no function compiles again after its first call and that nothing inside a task reaches for the host.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import rich.console
+import rich.table
+
+import normjax as nj
+from experiments import records
+from experiments.plasticity import training
+from experiments.plasticity.arms import Arm, Strengths
+from experiments.plasticity.config import Config as Setting
+from experiments.plasticity.model import READOUT
+
+TRACK_EVERY = 10
+_hidden = nj.hidden_weights(readout=(READOUT,))
+
+
+def _adam(rate: Any, strengths: Strengths) -> optax.GradientTransformation:
+    del strengths
+    return optax.adam(rate)
+
+
+def _projected(rate: Any, strengths: Strengths) -> optax.GradientTransformation:
+    del strengths
+    return optax.chain(optax.adam(rate), nj.project_weights(mask=_hidden))
+
+
+def _tracked(rate: Any, strengths: Strengths) -> optax.GradientTransformation:
+    del strengths
+    return optax.chain(optax.adam(rate), nj.track_effective_lr(rate, every_k=TRACK_EVERY, mask=_hidden))
+
+
+def _nap(rate: Any, strengths: Strengths) -> optax.GradientTransformation:
+    del strengths
+    return nj.nap(optax.adam(rate), mask=_hidden, learning_rate=rate, track_every=TRACK_EVERY)
+
+
+def _nap_decay(rate: Any, strengths: Strengths) -> optax.GradientTransformation:
+    return nj.nap(
+        optax.adam(rate),
+        mask=_hidden,
+        learning_rate=rate,
+        track_every=TRACK_EVERY,
+        scale_offset="decay",
+        rate=strengths.affine_decay,
+    )
+
+
+OPTIMIZERS: dict[str, Callable[[Any, Strengths], optax.GradientTransformation]] = {
+    "adam": _adam,
+    "adam + projection": _projected,
+    f"adam + tracking every {TRACK_EVERY}": _tracked,
+    f"nap(adam), tracking every {TRACK_EVERY}": _nap,
+    "the same, affine decayed": _nap_decay,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Time that projection and tracking add to a step.
+
+    Attributes:
+      rounds: How often every optimizer is timed, in turn.
+      seeds: Seeds trained together, as in the flagship.
+      width: Units per hidden layer.
+      batch_size: Images per step.
+      steps: Steps per timed call.
+      out: JSON file to write, besides the printed table.
+    """
+
+    rounds: int = 15
+    seeds: int = 5
+    width: int = 64
+    batch_size: int = 64
+    steps: int = 150
+    out: Path | None = None
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Times every optimizer in turn.
+
+    Args:
+      config: Sizes and number of rounds.
+
+    Returns:
+      `{"optimizers": {name: {"microseconds_per_step", "ratio", "compilations"}}, ...}` with medians over the rounds;
+      the ratio is the median of the ratios to Adam's time in the same round.
+    """
+    setting = Setting(seeds=config.seeds, width=config.width, batch_size=config.batch_size, steps=config.steps)
+    inputs = jax.random.normal(jax.random.key(0), (setting.images, 64), jnp.float32)
+    seeds, rate, task = jnp.arange(config.seeds, dtype=jnp.int32), jnp.float32(1e-3), jnp.int32(0)
+    tasks = training.draw_task(seeds, task, setting.images, setting.steps, setting.batch_size)
+    trainers, states = {}, {}
+    for name, optimizer in OPTIMIZERS.items():
+        trainers[name] = training.make_trainer(Arm(name, True, optimizer), setting, inputs)
+        state = trainers[name].init(seeds, rate, task)
+        states[name], _ = jax.block_until_ready(trainers[name].train(state, rate, tasks))
+
+    times: dict[str, list[float]] = {name: [] for name in OPTIMIZERS}
+    for _ in range(config.rounds):
+        for name, trainer in trainers.items():
+            start = time.perf_counter()
+            # A transfer to the host inside the step would raise here.
+            with jax.transfer_guard("disallow"):
+                states[name], _ = trainer.train(states[name], rate, tasks)
+            jax.block_until_ready(states[name])
+            times[name].append((time.perf_counter() - start) / config.steps)
+    baseline = times["adam"]
+    return {
+        "setting": records.plain(config),
+        "optimizers": {
+            name: {
+                "microseconds_per_step": 1e6 * statistics.median(values),
+                "ratio": statistics.median(v / b for v, b in zip(values, baseline, strict=True)),
+                "compilations": trainers[name].train._cache_size(),  # pyright: ignore[reportFunctionMemberAccess]
+            }
+            for name, values in times.items()
+        },
+    }
+
+
+def run(config: Config) -> None:
+    """Measures, prints the table and writes the JSON file if one is asked for."""
+    result = measure(config)
+    table = rich.table.Table(title="time per training step, medians of interleaved runs")
+    for column in ("optimizer", "µs per step", "ratio to adam", "compilations"):
+        table.add_column(column, justify="left" if column == "optimizer" else "right")
+    for name, row in result["optimizers"].items():
+        table.add_row(name, f"{row['microseconds_per_step']:.1f}", f"{row['ratio']:.3f}", str(row["compilations"]))
+    rich.console.Console().print(table)
+    if config.out is not None:
+        records.write_json(config.out, {**records.environment(), **result})
