@@ -24,7 +24,7 @@ from experiments.plasticity.config import Config, check_resumable, from_json
 from experiments.plasticity.training import make_trainer, run_task, standardize
 
 FILE_WIDTH = 200
-PLACES = ("--out", "--run", "--data-dir", "--sweep-file")
+PLACES = ("--out", "--run", "--data-dir")
 
 
 def run(config: Config, console: Console | None = None) -> Path:
