@@ -13,7 +13,8 @@ import tensorflow_datasets as tfds
 from experiments import UsageError
 from experiments.data import embedded, preflight
 
-EMBEDDED: dict[str, type[tfds.core.DatasetBuilder]] = {"digits": embedded.Digits, "mnist": embedded.Mnist}
+# Builders are Any here: TFDS builds their signatures with decorators that type checkers do not see through.
+EMBEDDED: dict[str, Any] = {"digits": embedded.Digits, "mnist": embedded.Mnist}
 
 
 class Images(NamedTuple):
@@ -51,7 +52,7 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None) ->
         _prepare(name, builder)
     _check_features(name, builder)
     try:
-        source: Any = builder.as_data_source(split=split)
+        source = builder.as_data_source(split=split)
     except ValueError as error:
         sizes = ", ".join(f"{key} ({info.num_examples})" for key, info in sorted(builder.info.splits.items()))
         raise UsageError(f"Dataset {name!r} has no examples {split!r}; it has the splits {sizes}.") from error
@@ -62,7 +63,7 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None) ->
     return Images(np.stack(images), np.asarray(labels, np.int32))
 
 
-def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
+def _prepare(name: str, builder: Any) -> None:
     if name not in EMBEDDED:
         preflight.require_reachable(name, builder.url_infos or (), EMBEDDED)
         builder.download_and_prepare()
@@ -72,13 +73,13 @@ def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
         builder.download_and_prepare()
 
 
-def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
+def _builder(name: str, data_dir: Path) -> Any:
     if name in EMBEDDED:
         return EMBEDDED[name](data_dir=data_dir, file_format="array_record")
     try:
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        close = difflib.get_close_matches(name, tfds.list_builders())
+        close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise UsageError(
             f"Unknown dataset {name!r}: expected {' or '.join(EMBEDDED)} (embedded), or a TFDS name such as cifar10."
@@ -86,7 +87,7 @@ def _builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
         ) from error
 
 
-def _check_features(name: str, builder: tfds.core.DatasetBuilder) -> None:
+def _check_features(name: str, builder: Any) -> None:
     features = list(builder.info.features or ())
     if not {"image", "label"} <= set(features):
         raise UsageError(f"Dataset {name!r} has the features {features}; expected 'image' and 'label'.")

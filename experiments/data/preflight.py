@@ -1,9 +1,10 @@
 """Three seconds to find out what TFDS needs 204 seconds of retries for: whether a download can start at all."""
 
+import http.client
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 TIMEOUT_SECONDS = 3.0
 # Where TFDS keeps checksums and metadata; asked when a builder does not say what it downloads.
@@ -17,20 +18,17 @@ def answers(url: str) -> bool:
             return True
     except urllib.error.HTTPError:
         return True  # an HTTP status is an answer; some hosts refuse HEAD
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 
-def require_reachable(
-    name: str, urls: Iterable[str], embedded: Iterable[str], probe: Callable[[str], bool] = answers
-) -> None:
+def require_reachable(name: str, urls: Iterable[str], embedded: Iterable[str]) -> None:
     """Raises unless the first download of a dataset can begin.
 
     Args:
       name: The dataset, for the message.
       urls: What its builder downloads; may be empty.
       embedded: Names of the datasets that need no network.
-      probe: Tells whether a URL can be reached.
 
     Raises:
       ConnectionError: If the host does not answer within `TIMEOUT_SECONDS`; names the embedded datasets.
@@ -38,7 +36,7 @@ def require_reachable(
     url = next((u for u in urls if u.startswith(("http://", "https://"))), FALLBACK_URL)
     reached: list[bool] = []
     # A thread, because name resolution has no timeout of its own.
-    worker = threading.Thread(target=lambda: reached.append(probe(url)), daemon=True)
+    worker = threading.Thread(target=lambda: reached.append(answers(url)), daemon=True)
     worker.start()
     worker.join(TIMEOUT_SECONDS)
     if reached != [True]:

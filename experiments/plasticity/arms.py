@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 import optax
 
+import normjax as nj
 from experiments.plasticity.model import READOUT
-from normjax.optim import decay_towards_init, hidden_weights, nap, track_effective_lr
 
 Optimizer = optax.GradientTransformation
 TRACK_EVERY = 10
@@ -68,7 +68,7 @@ _readout_kernel = _mask(lambda layer, name: (layer, name) == (READOUT, "kernel")
 
 
 def _tracked(learning_rate: Any, *transforms: Optimizer) -> Optimizer:
-    return optax.chain(*transforms, track_effective_lr(learning_rate, every_k=TRACK_EVERY))
+    return optax.chain(*transforms, nj.track_effective_lr(learning_rate, every_k=TRACK_EVERY))
 
 
 def _adam(learning_rate: Any, strengths: Strengths) -> Optimizer:
@@ -91,27 +91,27 @@ def _weight_decay_affine(learning_rate: Any, strengths: Strengths) -> Optimizer:
 
 
 def _l2_init(learning_rate: Any, strengths: Strengths) -> Optimizer:
-    return _tracked(learning_rate, optax.adam(learning_rate), decay_towards_init(strengths.l2_init))
+    return _tracked(learning_rate, optax.adam(learning_rate), nj.decay_towards_init(strengths.l2_init))
 
 
 def _affine_pull(strengths: Strengths) -> Optimizer:
-    return decay_towards_init(strengths.affine_decay, mask=_affine)
+    return nj.decay_towards_init(strengths.affine_decay, mask=_affine)
 
 
 def _readout_pull(strengths: Strengths) -> Optimizer:
-    return decay_towards_init(strengths.readout_decay, mask=_readout)
+    return nj.decay_towards_init(strengths.readout_decay, mask=_readout)
 
 
 def _nap(learning_rate: Any, *rest: Optimizer, **options: Any) -> Optimizer:
-    projected = nap(
+    projected = nj.nap(
         optax.adam(learning_rate),
-        mask=hidden_weights(readout=(READOUT,)),
+        mask=nj.hidden_weights(readout=(READOUT,)),
         learning_rate=learning_rate,
         track_every=TRACK_EVERY,
         **options,
     )
     # nap follows the weights it projects; the readout, which it leaves alone, gets a tracker of its own.
-    readout = track_effective_lr(learning_rate, every_k=TRACK_EVERY, mask=_readout_kernel)
+    readout = nj.track_effective_lr(learning_rate, every_k=TRACK_EVERY, mask=_readout_kernel)
     return optax.chain(projected, *rest, readout)
 
 

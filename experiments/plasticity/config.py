@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from experiments import UsageError
 from experiments.plasticity.arms import ARMS
 
-QUICK_TASKS, QUICK_SEEDS = 24, 3
+QUICK_TASKS, QUICK_SEEDS = 20, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Config:
     width: int = 64
     depth: int = 3
     learning_rate: float | None = None
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     weight_decay: float = 0.1
     l2_init: float = 1e-3
     affine_decay: float = 1e-3
@@ -88,6 +89,12 @@ class Config:
             raise UsageError(f"--batch-size {self.batch_size} is larger than --images {self.images}.")
         if self.sweep and self.learning_rate is not None:
             raise UsageError(f"--sweep runs all --learning-rates; drop --learning-rate {self.learning_rate:g}.")
+        changed = self._changed(("arms", "learning_rates", "quick", *self.setting()))
+        if self.sweep and self.sweep_file is None and changed:
+            raise UsageError(
+                f"--sweep with other {', '.join(changed)} than the default would replace the sweep that all other runs "
+                "read; name a file of its own with --sweep-file."
+            )
         if self.run is not None and Path(self.run).name != self.run:
             raise UsageError(f"--run is the name of a folder in --out, got {self.run!r}.")
 
@@ -99,6 +106,11 @@ class Config:
             self, tasks=min(self.tasks, QUICK_TASKS), seeds=min(self.seeds, QUICK_SEEDS), quick=False
         )
 
+    def _changed(self, names: Iterable[str]) -> list[str]:
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        apart = ("dataset", "first_seed")
+        return [name for name in names if name not in apart and getattr(self, name) != defaults[name]]
+
     def setting(self) -> dict[str, Any]:
         """The fields that decide what is learned, and from which seeds."""
         apart = ("data_dir", "arms", "learning_rate", "learning_rates", "sweep", "sweep_file", "quick")
@@ -108,13 +120,15 @@ class Config:
 
 def from_json(stored: dict[str, Any]) -> Config:
     """The configuration that a run wrote down."""
-    known = {field.name: field for field in dataclasses.fields(Config)}
-    unknown = sorted(set(stored) - set(known))
+    unknown = sorted(set(stored) - {field.name for field in dataclasses.fields(Config)})
     if unknown:
         raise UsageError(f"The stored configuration has the unknown fields {', '.join(unknown)}.")
-    paths = ("data_dir", "sweep_file", "out", "resume")
-    values = {name: Path(v) if name in paths and v is not None else v for name, v in stored.items()}
-    return Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    values: dict[str, Any] = {}
+    for name, value in stored.items():
+        if name in ("data_dir", "sweep_file", "out", "resume") and value is not None:
+            value = Path(value)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return Config(**values)
 
 
 def check_resumable(given: Config, stored: Config) -> None:

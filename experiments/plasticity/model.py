@@ -54,12 +54,12 @@ def apply(params: dict[str, Any], norm: nj.NormTransform | None, x: jax.Array) -
         layer = params[f"hidden_{i}"]
         x = x @ layer["kernel"]
         if norm is None:
-            x = x + layer["bias"]
+            x = x + layer["bias"][None, :]
         else:
             x, _ = norm.apply(params[f"norm_{i}"], {}, x, train=True)
         x = jax.nn.relu(x)
         activations.append(x)
-    return Output(x @ params[READOUT]["kernel"] + params[READOUT]["bias"], activations)
+    return Output(x @ params[READOUT]["kernel"] + params[READOUT]["bias"][None, :], activations)
 
 
 def _gaussian(key: jax.Array, fan_in: int, fan_out: int, gain: float) -> jax.Array:

@@ -32,6 +32,8 @@ HEADERS = (
     "eff. rank",
 )
 RIGHT_ALIGNED_FROM = 1
+# A narrow terminal gets what the experiment is about; the files have all columns.
+FULL_WIDTH, COMPACT = 170, 6
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -45,8 +47,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder} holds no run to resume: {path} does not exist.")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        stored["config"], stored["jobs"], stored["environment"], stored["command"]
-    except (ValueError, KeyError, TypeError) as error:
+        missing = {"config", "jobs", "environment", "command"} - set(stored)
+        if missing:
+            raise ValueError(f"it lacks {sorted(missing)}")
+    except (ValueError, TypeError) as error:
         raise UsageError(f"{path} was not written by this experiment ({error!r}).") from error
     return stored
 
@@ -59,10 +63,11 @@ def write(folder: Path, config: Config, rows: Sequence[Row], grid: dict[str, Any
     write_json(folder / "summary.json", content)
     write_text(folder / "summary.md", _markdown(title, cells, notes, grid))
     table = Table(title=title)
-    for i, header in enumerate(HEADERS):
+    shown = len(HEADERS) if console.width >= FULL_WIDTH else COMPACT
+    for i, header in enumerate(HEADERS[:shown]):
         table.add_column(header, justify="right" if i >= RIGHT_ALIGNED_FROM else "left")
     for line in cells:
-        table.add_row(*line)
+        table.add_row(*line[:shown])
     console.print(table)
     for note in notes:
         console.print(f"- {note}", highlight=False)
@@ -140,36 +145,39 @@ def _markdown(title: str, cells: list[list[str]], notes: list[str], grid: dict[s
     rule = ["---:" if i >= RIGHT_ALIGNED_FROM else "---" for i in range(len(HEADERS))]
     lines = [f"# {title}", "", *_rows([list(HEADERS), rule, *cells]), "", *[f"- {note}" for note in notes], ""]
     if grid is not None:
-        lines += _sweep_table(grid)
+        lines += _sweep_tables(grid)
     return "\n".join(lines)
 
 
-def _sweep_table(grid: dict[str, Any]) -> list[str]:
+def _sweep_tables(grid: dict[str, Any]) -> list[str]:
+    recorded = grid["recorded"]
+    versions = ", ".join(f"{name} {version}" for name, version in recorded["versions"].items())
+    return [
+        "## The whole sweep",
+        "",
+        *_sweep_table(grid, "online_accuracy", "Mean online accuracy over all tasks"),
+        *_sweep_table(grid, "change", "Change of online accuracy from first to last tasks"),
+        f"- recorded on {recorded['device']['kind']} with {versions}, commit {recorded['commit']}, by "
+        f"`{recorded['command']}`",
+        "",
+    ]
+
+
+def _sweep_table(grid: dict[str, Any], name: str, title: str) -> list[str]:
     arms = list(dict.fromkeys(r["arm"] for r in grid["results"]))
     rates = sorted({r["learning_rate"] for r in grid["results"]})
-    found = {(r["arm"], r["learning_rate"]): r["online_accuracy"] for r in grid["results"]}
+    found = {(r["arm"], r["learning_rate"]): r[name] for r in grid["results"]}
 
     def cell(arm: str, rate: float) -> str:
         value = found.get((arm, rate))
         if value is None:
             return "-"
-        open_width = value["half_width"] is None
-        return str(Interval(value["mean"], float("nan") if open_width else value["half_width"]))
+        width = value["half_width"]
+        return str(Interval(value["mean"], float("nan") if width is None else width))
 
     body = [[ARMS[arm].label if arm in ARMS else arm, *(cell(arm, rate) for rate in rates)] for arm in arms]
     header = ["arm", *(f"lr {rate:g}" for rate in rates)]
-    recorded = grid["recorded"]
-    device, versions = recorded["device"], recorded["versions"]
-    return [
-        "## The whole sweep: mean online accuracy over all tasks",
-        "",
-        *_rows([header, ["---"] + ["---:"] * len(rates), *body]),
-        "",
-        f"- recorded on {device['kind']} with "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f", commit {recorded['commit']}, by `{recorded['command']}`",
-        "",
-    ]
+    return [f"{title}:", "", *_rows([header, ["---"] + ["---:"] * len(rates), *body]), ""]
 
 
 def _rows(lines: list[list[str]]) -> list[str]:

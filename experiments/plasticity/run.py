@@ -24,6 +24,7 @@ from experiments.plasticity.config import Config, check_resumable, from_json
 from experiments.plasticity.training import make_trainer, run_task, standardize
 
 FILE_WIDTH = 200
+PLACES = ("--out", "--run", "--data-dir")
 
 
 def run(config: Config, console: Console | None = None) -> Path:
@@ -41,9 +42,11 @@ def run(config: Config, console: Console | None = None) -> Path:
       ConnectionError: If the dataset has to be downloaded and its host does not answer.
     """
     console = console or default_console()
-    folder, config, jobs = _resume(config) if config.resume else _start(config)
-    console.print(f"results go to [bold]{folder}[/bold] (if interrupted: --resume {folder})", highlight=False)
+    folder, config, jobs = _resume(config.resume, config) if config.resume else _plan(config)
     images = data.load(config.dataset, f"train[:{config.images}]", config.data_dir).images
+    if not (folder / "config.json").exists():
+        _write_config(folder, config, jobs)
+    console.print(f"results go to [bold]{folder}[/bold] (if interrupted: --resume {folder})", highlight=False)
     # LAPACK's small singular value decompositions, once per task, take a hundred times longer when OpenBLAS threads
     # compete with XLA's for the cores.
     with threadpool_limits(limits=1, user_api="blas"):
@@ -58,7 +61,18 @@ def default_console() -> Console:
     return console if console.is_terminal else Console(width=FILE_WIDTH)
 
 
-def _start(config: Config) -> tuple[Path, Config, list[summary.Job]]:
+def command(arguments: Sequence[str]) -> str:
+    """The command line for the record, without where things lie on this machine, which decides nothing."""
+    kept: list[str] = []
+    place = False
+    for argument in arguments:
+        is_flag = argument.startswith("--")
+        place = argument.split("=")[0].replace("_", "-") in PLACES if is_flag else place
+        kept += [] if place else [argument]
+    return shlex.join(["python", "-m", "experiments", *kept])
+
+
+def _plan(config: Config) -> tuple[Path, Config, list[summary.Job]]:
     config = config.resolved()
     if config.sweep:
         config = dataclasses.replace(config, first_seed=config.first_seed + sweep.SEED_OFFSET)
@@ -68,20 +82,21 @@ def _start(config: Config) -> tuple[Path, Config, list[summary.Job]]:
     folder = config.out / name
     if (folder / "config.json").exists():
         raise UsageError(f"{folder} holds a run already; continue it with --resume {folder}, or take another --run.")
+    return folder, config, jobs
+
+
+def _write_config(folder: Path, config: Config, jobs: Sequence[summary.Job]) -> None:
     stored = {
         "experiment": "plasticity",
-        "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
+        "command": command(sys.argv[1:]),
         "environment": records.environment(),
         "config": config,
         "jobs": [{"arm": arm, "learning_rate": rate} for arm, rate in jobs],
     }
     records.write_json(folder / "config.json", stored)
-    return folder, config, jobs
 
 
-def _resume(config: Config) -> tuple[Path, Config, list[summary.Job]]:
-    folder = config.resume
-    assert folder is not None
+def _resume(folder: Path, config: Config) -> tuple[Path, Config, list[summary.Job]]:
     stored = report.read_config(folder)
     restored = from_json(stored["config"])
     check_resumable(config, restored)

@@ -59,10 +59,9 @@ def read(path: Path, dataset: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = content["dataset"]
-        if not content["results"]:
+        rates = {(r["arm"], float(r["learning_rate"])): float(r["online_accuracy"]["mean"]) for r in content["results"]}
+        if not rates:
             raise ValueError("it holds no results")
-        for result in content["results"]:
-            float(result["learning_rate"]), float(result["online_accuracy"]["mean"]), result["arm"]
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not a sweep file ({error!r}); write it anew with --sweep.") from error
     if found != dataset:

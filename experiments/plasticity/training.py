@@ -12,7 +12,6 @@ import optax
 import normjax as nj
 from experiments.plasticity import metrics, model
 from experiments.plasticity.arms import Arm, Strengths
-from normjax.optim import effective_learning_rates, weight_motion
 
 CLASSES = 10
 METRICS = (
@@ -195,7 +194,7 @@ def _accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def _measure_motion(opt_state: Any) -> dict[str, jax.Array]:
-    motion, rates = weight_motion(opt_state), effective_learning_rates(opt_state)
+    motion, rates = nj.weight_motion(opt_state), nj.effective_learning_rates(opt_state)
     hidden = [path for path in motion if path.startswith("hidden_")]
     readout = f"{model.READOUT}/kernel"
 
