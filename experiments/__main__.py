@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from experiments import UsageError, overhead, plasticity
+from experiments import UsageError, accuracy, overhead, plasticity
 
 
 class Experiment(NamedTuple):
@@ -18,6 +18,7 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS: Mapping[str, Experiment] = {
     "plasticity": Experiment(plasticity.Config, plasticity.run),
+    "accuracy": Experiment(accuracy.Accuracy, accuracy.main),
     "overhead": Experiment(overhead.Config, overhead.run),
 }
 

@@ -24,9 +24,7 @@ def find_pairs(leaves: Mapping[str, Any], names: Sequence[str]) -> Pairs:
     }
 
 
-def require_pairs(
-    pairs: Pairs, leaves: Mapping[str, Any], selected: Mapping[str, Any], names: Sequence[str]
-) -> None:
+def require_pairs(pairs: Pairs, leaves: Mapping[str, Any], selected: Mapping[str, Any], names: Sequence[str]) -> None:
     """Raise if a policy has nothing to act on, or acts on leaves that are projected already."""
     if not pairs:
         raise ValueError(
@@ -50,16 +48,12 @@ def pair_axes(axes: Any, single: bool, pairs: Pairs, leaves: Mapping[str, Any]) 
     for module, paths in pairs.items():
         if len({(leaves[p].shape, reduced[p]) for p in paths}) > 1:
             shapes = {p: (leaves[p].shape, reduced[p]) for p in paths}
-            raise ValueError(
-                f"A scale and its offset need one shape and the same axes to be joined, got {shapes}."
-            )
+            raise ValueError(f"A scale and its offset need one shape and the same axes to be joined, got {shapes}.")
         result[module] = reduced[paths[0]]
     return result
 
 
-def joint_norms(
-    pairs: Pairs, leaves: Mapping[str, jax.Array], axes: Mapping[str, Axes]
-) -> dict[str, jax.Array]:
+def joint_norms(pairs: Pairs, leaves: Mapping[str, jax.Array], axes: Mapping[str, Axes]) -> dict[str, jax.Array]:
     """sqrt(|scale|² + |offset|²) of every module."""
     return {module: _joint([wide(leaves[p]) for p in paths], axes[module]) for module, paths in pairs.items()}
 

@@ -35,9 +35,7 @@ def _given_targets(target: Any, selected: Mapping[str, jax.Array], flat: FlatTre
     values = match(target, flat.leaves, "target")
     missing = [path for path in selected if path not in values]
     if missing:
-        raise ValueError(
-            f"target gives no value for {listing(missing)}; add them, or leave them out of the mask."
-        )
+        raise ValueError(f"target gives no value for {listing(missing)}; add them, or leave them out of the mask.")
     for path, leaf in selected.items():
         if jnp.shape(values[path]) not in ((), leaf.shape):
             raise ValueError(
@@ -111,9 +109,7 @@ def decay_towards_init(
         targets = initial_targets(params, selected) if by_init else _given_targets(target, selected, flat)
         return DecayTowardsInitState(jnp.zeros([], jnp.int32), targets)
 
-    def update(
-        updates: Any, state: Any, params: Any = None, **extra: Any
-    ) -> tuple[Any, DecayTowardsInitState]:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, DecayTowardsInitState]:
         del extra
         flat, steps = require_params(params), flatten(updates)
         selected = select(chosen, params, flat, float_leaves, "decay_towards_init")

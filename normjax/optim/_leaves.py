@@ -119,11 +119,7 @@ def at_step(value: Any, count: jax.Array) -> jax.Array:
 
 
 def _is_axes(node: Any) -> bool:
-    return (
-        node is None
-        or isinstance(node, int)
-        or (isinstance(node, tuple) and all(isinstance(a, int) for a in node))
-    )
+    return node is None or isinstance(node, int) or (isinstance(node, tuple) and all(isinstance(a, int) for a in node))
 
 
 def _canonical(axes: Any, path: str, leaf: Any) -> Axes:
@@ -173,8 +169,7 @@ def _radius(value: Any, path: str, leaf: jax.Array, axes: Axes) -> jax.Array:
     shape = kept_shape(leaf, axes)
     if jnp.shape(value) not in ((), shape):
         raise ValueError(
-            f"radius for {path!r} has shape {jnp.shape(value)}; expected a scalar or one number per slice, "
-            f"{shape}."
+            f"radius for {path!r} has shape {jnp.shape(value)}; expected a scalar or one number per slice, {shape}."
         )
     return jnp.array(jnp.broadcast_to(jnp.asarray(value), shape), dtype=wide(leaf).dtype)
 
@@ -197,9 +192,7 @@ def resolve_radii(
     return {path: _radius(values[path], path, leaf, axes[path]) for path, leaf in leaves.items()}
 
 
-def check_shapes(
-    stored: Mapping[str, Any], leaves: Mapping[str, Any], axes: Mapping[str, Axes], what: str
-) -> None:
+def check_shapes(stored: Mapping[str, Any], leaves: Mapping[str, Any], axes: Mapping[str, Axes], what: str) -> None:
     """Raise if a stored per-slice number no longer fits its leaf."""
     for path, leaf in leaves.items():
         expected = kept_shape(leaf, axes[path])

@@ -115,9 +115,7 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, bool | np.bool_)
 
 
-def select(
-    mask: Any, params: Any, flat: FlatTree, default: Callable[[Any], Any], what: str
-) -> dict[str, Any]:
+def select(mask: Any, params: Any, flat: FlatTree, default: Callable[[Any], Any], what: str) -> dict[str, Any]:
     """The leaves a mask selects, by path.
 
     Raises:
@@ -129,9 +127,7 @@ def select(
     decided = match(tree, flat.leaves, "mask")
     undecided = [path for path in flat.leaves if path not in decided]
     if undecided:
-        raise ValueError(
-            f"mask says nothing about {listing(undecided)}; give True or False for every parameter."
-        )
+        raise ValueError(f"mask says nothing about {listing(undecided)}; give True or False for every parameter.")
     wrong = {path: value for path, value in decided.items() if not _is_bool(value)}
     if wrong:
         path, value = next(iter(wrong.items()))

@@ -76,9 +76,7 @@ def _check_policy(policy: str, rate: Any) -> None:
         raise ValueError(f'scale_offset is "free", "decay" or "joint", got {policy!r}.')
     if policy == "decay":
         if rate is None:
-            raise ValueError(
-                'scale_offset="decay" needs rate=, the fraction of the distance removed per step.'
-            )
+            raise ValueError('scale_offset="decay" needs rate=, the fraction of the distance removed per step.')
         check_rate(rate, "rate")
     elif rate is not None:
         raise ValueError(f'rate={rate!r} is for scale_offset="decay", got scale_offset={policy!r}.')
@@ -181,11 +179,7 @@ def nap(
             return _Plan(flat, selected, reduced, {}, {})
         pairs = _affine.find_pairs(flat.leaves, scale_offset_names)
         _affine.require_pairs(pairs, flat.leaves, selected, scale_offset_names)
-        joint = (
-            _affine.pair_axes(axes, is_single_axes(axes), pairs, flat.leaves)
-            if scale_offset == "joint"
-            else {}
-        )
+        joint = _affine.pair_axes(axes, is_single_axes(axes), pairs, flat.leaves) if scale_offset == "joint" else {}
         return _Plan(flat, selected, reduced, pairs, joint)
 
     def init_affine(params: Any, made: _Plan) -> dict[str, Any]:
@@ -208,9 +202,7 @@ def nap(
             start_tracking(radii, norms),
         )
 
-    def update_affine(
-        state: NapState, made: _Plan, steps: Mapping[str, Any], due: Any
-    ) -> dict[str, jax.Array]:
+    def update_affine(state: NapState, made: _Plan, steps: Mapping[str, Any], due: Any) -> dict[str, jax.Array]:
         leaves = made.params.leaves
         if scale_offset == "joint":
             return _affine.project_pairs(made.pairs, leaves, steps, state.affine, made.pair_axes, due)
@@ -243,8 +235,6 @@ def nap(
         if powers:
             inner_state = divide_moments(inner_state, factors, made.axes, powers)
         count = next_count(state.count)
-        return steps.replace({**projected, **affine}), NapState(
-            count, inner_state, state.radii, state.affine, tracker
-        )
+        return steps.replace({**projected, **affine}), NapState(count, inner_state, state.radii, state.affine, tracker)
 
     return optax.GradientTransformationExtraArgs(init, update)

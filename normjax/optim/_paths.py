@@ -81,15 +81,12 @@ def _lookup(path: str, spec: Mapping[str, Any], what: str) -> list[Any]:
     rivals = [key for key in rivals if not _agree(spec[key], spec[hits[-1]])]
     if rivals:
         raise ValueError(
-            f"{what} is ambiguous for {path!r}: both {rivals[0]!r} and {hits[-1]!r} name it. Give {path!r} "
-            f"itself."
+            f"{what} is ambiguous for {path!r}: both {rivals[0]!r} and {hits[-1]!r} name it. Give {path!r} itself."
         )
     return [spec[hits[-1]]] if hits else []
 
 
-def match(
-    spec: Any, paths: Iterable[str], what: str, is_leaf: Callable[[Any], bool] | None = None
-) -> dict[str, Any]:
+def match(spec: Any, paths: Iterable[str], what: str, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
     """Spread a per-leaf option over parameter paths.
 
     `spec` is one value for all leaves, a (prefix) tree of the parameters, or a dictionary keyed by path. A

@@ -141,9 +141,7 @@ def project_weights(
         flat = flatten(params)
         selected = select(mask, params, flat, hidden_weights(), "project_weights")
         reduced = resolve_axes(axes, selected, flat.leaves)
-        return ProjectWeightsState(
-            jnp.zeros([], jnp.int32), resolve_radii(radius, selected, flat.leaves, reduced)
-        )
+        return ProjectWeightsState(jnp.zeros([], jnp.int32), resolve_radii(radius, selected, flat.leaves, reduced))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, ProjectWeightsState]:
         del extra

@@ -34,9 +34,7 @@ def _trackers(opt_state: Any) -> list[tuple[tuple[Any, ...], EffectiveLRState]]:
     paths = [path for _, tracker in found for path in tracker.motion]
     twice = {path for path in paths if paths.count(path) > 1}
     if twice:
-        raise ValueError(
-            f"Several trackers in the optimizer state follow {listing(twice)}; pass the state of one."
-        )
+        raise ValueError(f"Several trackers in the optimizer state follow {listing(twice)}; pass the state of one.")
     return found
 
 
@@ -44,9 +42,7 @@ def _common(a: tuple[Any, ...], b: tuple[Any, ...]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _nearest_rate(
-    keys: tuple[Any, ...], injected: list[tuple[tuple[Any, ...], jax.Array]]
-) -> jax.Array | None:
+def _nearest_rate(keys: tuple[Any, ...], injected: list[tuple[tuple[Any, ...], jax.Array]]) -> jax.Array | None:
     """The injected rate that shares the longest way into the state with the tracker, unless two tie."""
     if not injected:
         return None
@@ -70,9 +66,7 @@ def _nominal_rate(tracker: EffectiveLRState, injected: jax.Array | None) -> jax.
     return rate
 
 
-def effective_learning_rates(
-    opt_state: Any, *, like: Literal["adam", "sgd"] = "adam"
-) -> dict[str, jax.Array]:
+def effective_learning_rates(opt_state: Any, *, like: Literal["adam", "sgd"] = "adam") -> dict[str, jax.Array]:
     r"""Nominal effective learning rate of every tracked weight, from any state that contains a tracker.
 
     .. math:: \eta \, r / \lVert w \rVert \;\text{(adam)}, \qquad \eta \, (r / \lVert w \rVert)^2

@@ -125,9 +125,7 @@ def injected_rates(state: Any) -> list[tuple[tuple[Any, ...], jax.Array]]:
     return [(keys, leaf) for keys, leaf in leaves if jax.tree_util.keystr(keys).endswith(wanted)]
 
 
-def current_rate(
-    learning_rate: Any, count: jax.Array, extra: Mapping[str, Any], inner_state: Any = ()
-) -> jax.Array:
+def current_rate(learning_rate: Any, count: jax.Array, extra: Mapping[str, Any], inner_state: Any = ()) -> jax.Array:
     """Nominal rate of this step: the extra argument, else the option, else one in `inner_state`."""
     given = extra.get("learning_rate", learning_rate)
     found = injected_rates(inner_state)
@@ -141,9 +139,7 @@ def check_learning_rate(learning_rate: Any) -> None:
     if learning_rate is None or callable(learning_rate) or is_traced(learning_rate):
         return
     if not float(learning_rate) >= 0:
-        raise ValueError(
-            f"learning_rate must not be negative, got {learning_rate!r}; None means it is not known."
-        )
+        raise ValueError(f"learning_rate must not be negative, got {learning_rate!r}; None means it is not known.")
 
 
 def track_effective_lr(
@@ -206,9 +202,7 @@ def track_effective_lr(
         norms = {path: norm(wide(leaf), reduced[path]) for path, leaf in selected.items()}
         return TrackEffectiveLRState(jnp.zeros([], jnp.int32), norms, start_tracking(norms, norms))
 
-    def update(
-        updates: Any, state: Any, params: Any = None, **extra: Any
-    ) -> tuple[Any, TrackEffectiveLRState]:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, TrackEffectiveLRState]:
         flat, steps = require_params(params), flatten(updates)
         selected = select(mask, params, flat, float_matrices, "track_effective_lr")
         reduced = resolve_axes(axes, selected, flat.leaves)

@@ -27,9 +27,7 @@ def test_shape_count_and_axes(rng):
 def test_merging_any_partition_gives_the_whole(cuts, offset):
     x = (offset + np.random.default_rng(0).standard_normal(12)).astype(np.float32)
     bounds = [0, *sorted(cuts), 12]
-    parts = [
-        np.where((np.arange(12) >= a) & (np.arange(12) < b), 1, 0) for a, b in itertools.pairwise(bounds)
-    ]
+    parts = [np.where((np.arange(12) >= a) & (np.arange(12) < b), 1, 0) for a, b in itertools.pairwise(bounds)]
     triples = [nj.compute_moments(x, 0, mask=part) for part in parts]
     merged = triples[0]
     for triple in triples[1:]:

@@ -231,9 +231,7 @@ def test_inside_inject_hyperparams_masked_and_multi_steps(name):
     plain, _ = make().update(grads, make().init(params), params)
 
     injected = optax.inject_hyperparams(lambda unused: make())(unused=1.0)
-    jax.tree.map(
-        np.testing.assert_array_equal, injected.update(grads, injected.init(params), params)[0], plain
-    )
+    jax.tree.map(np.testing.assert_array_equal, injected.update(grads, injected.init(params), params)[0], plain)
 
     masked = optax.masked(make(), jax.tree.map(lambda _: True, params))
     jax.tree.map(np.testing.assert_array_equal, masked.update(grads, masked.init(params), params)[0], plain)

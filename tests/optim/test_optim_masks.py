@@ -142,9 +142,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("options", "error", "message"), WRONG.values(), ids=WRONG.keys())
-@pytest.mark.parametrize(
-    "make", [optim.project_weights, lambda **o: optim.nap(optax.sgd(0.1), **o)], ids=["p", "nap"]
-)
+@pytest.mark.parametrize("make", [optim.project_weights, lambda **o: optim.nap(optax.sgd(0.1), **o)], ids=["p", "nap"])
 def test_wrong_options_say_what_came_and_what_was_expected(make, options, error, message):
     with pytest.raises(error, match=message):
         make(**options).init(PARAMS)

@@ -101,7 +101,5 @@ def test_sharded_equals_replicated_on_eight_devices():
         "JAX_PLATFORMS": "cpu",
         "JAX_NUMPY_DTYPE_PROMOTION": "standard",  # for optax's Adam; our own strictness is tested elsewhere
     }
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

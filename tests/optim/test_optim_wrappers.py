@@ -67,9 +67,7 @@ def test_nap_inside_multi_steps_projects_each_emitted_step():
 
 def test_injected_learning_rates_are_found():
     params, schedule = make_params(), optax.linear_schedule(0.1, 0.0, 10)
-    outer = optax.inject_hyperparams(lambda learning_rate: optim.nap(optax.sgd(learning_rate), mask=HIDDEN))(
-        schedule
-    )
+    outer = optax.inject_hyperparams(lambda learning_rate: optim.nap(optax.sgd(learning_rate), mask=HIDDEN))(schedule)
     inner = optim.nap(optax.inject_hyperparams(optax.sgd)(schedule), mask=HIDDEN)
     beside = optax.chain(
         optax.inject_hyperparams(optax.sgd)(schedule),
@@ -203,9 +201,7 @@ def test_nnx_optimizer(policy):
 
     for _ in range(3):
         step(model, optimizer)
-    assert np.linalg.norm(np.float64(model.hidden.kernel[...])) == pytest.approx(
-        np.linalg.norm(before), rel=8 * EPS
-    )
+    assert np.linalg.norm(np.float64(model.hidden.kernel[...])) == pytest.approx(np.linalg.norm(before), rel=8 * EPS)
     assert np.any(np.asarray(model.hidden.kernel[...]) != before)
     for state in (optimizer.opt_state, optimizer):
         assert list(optim.effective_learning_rates(state)) == ["hidden/kernel"]
@@ -244,9 +240,7 @@ def test_scale_and_offset_policies(policy, rate):
     updates, state = tx.update(grads, tx.init(params), params)
     new = optax.apply_updates(params, updates)
     shrink = np.sqrt((4 * 4 + 4 * 1) / (4 * 9 + 4 * 4))
-    expected = {"free": (3.0, 2.0, 4.0), "decay": (2.75, 1.75, 3.75), "joint": (3 * shrink, 2 * shrink, 3.0)}[
-        policy
-    ]
+    expected = {"free": (3.0, 2.0, 4.0), "decay": (2.75, 1.75, 3.75), "joint": (3 * shrink, 2 * shrink, 3.0)}[policy]
     np.testing.assert_allclose(new["norm"]["scale"], expected[0], rtol=8 * EPS)
     np.testing.assert_allclose(new["norm"]["bias"], expected[1], rtol=8 * EPS)
     np.testing.assert_allclose(new["rms"]["scale"], expected[2], rtol=8 * EPS)
@@ -304,12 +298,8 @@ def test_rotation_is_right_for_tiny_and_large_angles():
         across = np.linalg.norm(u64 - along * w64 / np.linalg.norm(w64))
         motion = optim.weight_motion(state)["w"]
         # arccos of the cosine would return 0 or 5e-4 for the smallest.
-        np.testing.assert_allclose(
-            motion.rotation, np.arctan2(across, np.linalg.norm(w64) + along), rtol=32 * EPS
-        )
-        np.testing.assert_allclose(
-            motion.relative_update, np.linalg.norm(u64) / np.linalg.norm(w64), rtol=32 * EPS
-        )
+        np.testing.assert_allclose(motion.rotation, np.arctan2(across, np.linalg.norm(w64) + along), rtol=32 * EPS)
+        np.testing.assert_allclose(motion.relative_update, np.linalg.norm(u64) / np.linalg.norm(w64), rtol=32 * EPS)
 
 
 def test_rotation_of_a_radial_step_is_small_against_its_size():
