@@ -63,8 +63,7 @@ def require_float(leaves: Mapping[str, Any], what: str) -> None:
     if wrong:
         path, dtype = next(iter(wrong.items()))
         raise TypeError(
-            f"{what} works on floating-point leaves, but the mask selects {listing(wrong)} ({path!r} is "
-            f"{dtype}). "
+            f"{what} works on floating-point leaves, but the mask selects {listing(wrong)} ({path!r} is {dtype}). "
             "Leave those out of the mask."
         )
 
@@ -107,8 +106,7 @@ def check_rate(rate: Any, what: str) -> None:
         return
     if not 0.0 <= float(rate) <= 1.0:
         raise ValueError(
-            f"{what} is the fraction of the distance removed per step and lies in [0, 1], got {rate!r}. A "
-            f"pull "
+            f"{what} is the fraction of the distance removed per step and lies in [0, 1], got {rate!r}. A pull "
             "proportional to the learning rate is a schedule: lambda step: strength * learning_rate(step)."
         )
 
@@ -131,8 +129,7 @@ def _canonical(axes: Any, path: str, leaf: Any) -> Axes:
     named = (axes,) if isinstance(axes, int) else axes
     if not named or any(not -ndim <= axis < ndim for axis in named):
         raise ValueError(
-            f"axes for {path!r} must name at least one axis in [{-ndim}, {ndim}) of shape "
-            f"{jnp.shape(leaf)}, got "
+            f"axes for {path!r} must name at least one axis in [{-ndim}, {ndim}) of shape {jnp.shape(leaf)}, got "
             f"{axes!r}. axes are the ones summed over; None sums over all of them."
         )
     reduced = tuple(sorted(axis % ndim for axis in named))
@@ -198,9 +195,7 @@ def check_shapes(stored: Mapping[str, Any], leaves: Mapping[str, Any], axes: Map
         expected = kept_shape(leaf, axes[path])
         if jnp.shape(stored[path]) != expected:
             raise ValueError(
-                f"{what} of {path!r} in the optimizer state has shape {jnp.shape(stored[path])}, but leaf "
-                f"shape "
-                f"{jnp.shape(leaf)} reduced over axes {axes[path]} needs {expected}. The state belongs to "
-                f"another "
+                f"{what} of {path!r} in the optimizer state has shape {jnp.shape(stored[path])}, but leaf shape "
+                f"{jnp.shape(leaf)} reduced over axes {axes[path]} needs {expected}. The state belongs to another "
                 "architecture or axes."
             )

@@ -44,9 +44,8 @@ def _recognised(weights: Sequence[str], paths: Sequence[str]) -> list[str]:
     found = [path for path in weights if _named(path, READOUT) and not _attention_value(path, paths)]
     if not found:
         raise ValueError(
-            f"No readout is recognised by name among the weights {listing(weights)}. A projected readout "
-            f"cannot change "
-            "its scale, which stops a policy or value head from learning, so none is guessed. Pass "
+            f"No readout is recognised by name among the weights {listing(weights)}. A projected readout cannot change"
+            " its scale, which stops a policy or value head from learning, so none is guessed. Pass "
             'mask=hidden_weights(readout=("Dense_3",)) with the names of all output layers, readout=() if '
             "every weight "
             "feeds a normalization, or a mask of your own."
@@ -135,9 +134,8 @@ def select(mask: Any, params: Any, flat: FlatTree, default: Callable[[Any], Any]
     selected = {path: leaf for path, leaf in flat.leaves.items() if decided[path]}
     if not selected:
         raise ValueError(
-            f"The mask of {what} selects none of the parameters {listing(flat.leaves)}, so it would do "
-            f"nothing. Select "
-            "at least one leaf (mask=True selects all), or leave the transform out."
+            f"The mask of {what} selects none of the parameters {listing(flat.leaves)}, so it would do nothing. Select"
+            " at least one leaf (mask=True selects all), or leave the transform out."
         )
     require_float(selected, what)
     return selected

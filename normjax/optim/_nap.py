@@ -130,10 +130,8 @@ def nap(
       scale_offset: policy for scales and offsets of normalization layers.
       rate: with `"decay"`, the fraction :math:`a` of the distance removed per step, or a schedule.
       scale_offset_names: names of these leaves.
-      rescale_moments: divide the optimizer's moments by the factor of each projection, as the gradient is at
-        the new
-        weights: `mu` and `trace` once, `nu`, `nu_max` and `sum_of_squares` twice. Makes the projected run
-          the exact
+      rescale_moments: divide the optimizer's moments by the factor of each projection, as the gradient is at the new
+        weights: `mu` and `trace` once, `nu`, `nu_max` and `sum_of_squares` twice. Makes the projected run the exact
         twin of a free run with the matching learning rates, and matters for large `every_k`. A mapping
         `{field: power}` replaces these; optax's adamax needs `{"mu": 1, "nu": 1}`.
       learning_rate: nominal rate or schedule for the telemetry only; not needed if `inner` is built with

@@ -50,8 +50,7 @@ def boxed_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dic
         path = path_string(keys)
         if path in leaves:
             raise ValueError(
-                f"Two leaves of the parameter tree share the path {path!r}; state is keyed by path. Rename "
-                f"one of the "
+                f"Two leaves of the parameter tree share the path {path!r}; state is keyed by path. Rename one of the "
                 "keys (a key that contains '/' and an integer key next to its own text are the usual causes)."
             )
         leaves[path] = node
@@ -107,8 +106,7 @@ def match(spec: Any, paths: Iterable[str], what: str, is_leaf: Callable[[Any], b
     unknown = [key for key in entries if not any(_covers(key, path) for path in known)]
     if unknown:
         raise ValueError(
-            f"{what} names {listing(unknown)}, which are not parameters. The parameters are "
-            f"{listing(known)}; give a "
+            f"{what} names {listing(unknown)}, which are not parameters. The parameters are {listing(known)}; give a "
             "(prefix) tree of the parameters or a dictionary keyed by their paths."
         )
     found = {path: _lookup(path, entries, what) for path in known}
@@ -120,9 +118,7 @@ def check_same_paths(stored: Iterable[str], expected: Iterable[str], what: str) 
     missing, extra = set(expected) - set(stored), set(stored) - set(expected)
     if missing or extra:
         raise ValueError(
-            f"{what} in the optimizer state do not belong to these parameters: missing {listing(missing)}, "
-            f"left over "
-            f"{listing(extra)}. The state was initialised or restored for another architecture or mask; "
-            f"restore the "
+            f"{what} in the optimizer state do not belong to these parameters: missing {listing(missing)}, left over "
+            f"{listing(extra)}. The state was initialised or restored for another architecture or mask; restore the "
             "matching checkpoint, or call init again if starting afresh is what you want."
         )

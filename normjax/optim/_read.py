@@ -25,10 +25,8 @@ def _trackers(opt_state: Any) -> list[tuple[tuple[Any, ...], EffectiveLRState]]:
     found = [(keys, node) for keys, node in leaves if _is_tracker(node)]
     if not found:
         raise ValueError(
-            f"No tracker in the optimizer state (a {type(opt_state).__name__}): effective learning rates "
-            f"are measured "
-            "by nap(...) or track_effective_lr(...), which must be part of the optimizer. A checkpoint "
-            "restored "
+            f"No tracker in the optimizer state (a {type(opt_state).__name__}): effective learning rates are measured "
+            "by nap(...) or track_effective_lr(...), which must be part of the optimizer. A checkpoint restored "
             "without a target is plain dictionaries; restore it into the state that init returns."
         )
     paths = [path for _, tracker in found for path in tracker.motion]
@@ -57,10 +55,8 @@ def _nominal_rate(tracker: EffectiveLRState, injected: jax.Array | None) -> jax.
         return jnp.where(rate < 0, jnp.asarray(injected, dtype=rate.dtype), rate)
     if not is_traced(rate) and np.any(np.asarray(rate) < 0):
         raise ValueError(
-            "The learning rate is not known to the tracker, or no step has been taken yet: pass "
-            "learning_rate= (a "
-            "number or schedule) to nap or track_effective_lr, pass learning_rate= to update, or build the "
-            "optimizer "
+            "The learning rate is not known to the tracker, or no step has been taken yet: pass learning_rate= (a "
+            "number or schedule) to nap or track_effective_lr, pass learning_rate= to update, or build the optimizer "
             "with optax.inject_hyperparams. weight_motion(opt_state) needs none."
         )
     return rate
