@@ -32,8 +32,7 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("normjax") is None:  # on a hosted notebook
-    source = "normjax[experiments] @ git+https://github.com/normjax/normjax"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "normjax[experiments]"], check=True)
 
 # %%
 import jax
