@@ -244,12 +244,20 @@ def _central(values, mask, count, spec: Standardization):
         (second,) = _means((values * values,), mask, count, spec)
         return values, jnp.zeros_like(second), second
     # The first mean only has to be near: it is a constant for autodiff. What it lacks is measured in the second pass.
-    near = jax.lax.stop_gradient(_means((values,), mask, count, spec)[0])
+    near = _rounded(jax.lax.stop_gradient(_means((values,), mask, count, spec)[0]))
     shifted = values - near
     rest, square = _means((shifted, shifted * shifted), mask, count, spec)
+    rest = _rounded(rest)
     # rest is a rounding error of near, so nothing cancels here; the clip is for constant rows.
     second = jnp.maximum(square - rest * rest, 0)
     return shifted - rest, near + rest, second
+
+
+def _rounded(mean: jax.Array) -> jax.Array:
+    # XLA turns a division by the count into a product with 1 / n, and the compiler fuses that product into `x - mean`
+    # in some of the loops that recompute it and not in others. The two then differ by half an ulp of the mean: the very
+    # error that the second pass is there to remove. A select between product and difference keeps them apart.
+    return jnp.where(jnp.isfinite(mean), mean, jnp.nan)
 
 
 def _count(values, mask, spec: Standardization) -> jax.Array:

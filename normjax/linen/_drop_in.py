@@ -283,9 +283,7 @@ class BatchNorm(nn.Module):
         common = _common(self, x, mask, scale, bias)
         if average:
             keywords = {name: common[name] for name in ("epsilon", "precision")}
-            return norms.normalize_with_statistics(
-                x, mean.value, var.value, scale, bias, feature_axes=axes, **keywords
-            )
+            return norms.normalize_with_statistics(x, mean.value, var.value, scale, bias, feature_axes=axes, **keywords)
         if self.is_initializing():
             # One example of a batch that vmap will map over may have no batch axis of its own yet.
             features = tuple(a + 1 for a in axes)

@@ -41,7 +41,7 @@ def _promoted(module: Any, x: jax.Array, *names: str) -> list[Any]:
     return list(module.promote_dtype((x, *values), dtype=module.dtype))
 
 
-def _fit(parameter: jax.Array | None, x: jax.Array, axes: tuple[int, ...]) -> jax.Array | None:
+def _fit(parameter: Any, x: jax.Array, axes: tuple[int, ...]) -> Any:
     # Flax stores one flat vector even where several axes are features.
     shape = tuple(x.shape[a] for a in axes)
     if parameter is None or parameter.size != math.prod(shape):
