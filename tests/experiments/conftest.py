@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from threadpoolctl import threadpool_limits
 
 
 @pytest.fixture(scope="session")
@@ -18,4 +19,11 @@ def _no_data_outside(data_dir, monkeypatch):
 def _promotion():
     """optax's Adam takes a float to the power of an int32 count, which strict promotion forbids."""
     with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_blas_thread():
+    """As the experiment itself does: OpenBLAS threads that compete with XLA's make small decompositions slow."""
+    with threadpool_limits(limits=1, user_api="blas"):
         yield
