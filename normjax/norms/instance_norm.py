@@ -2,17 +2,20 @@ r"""Instance normalization (Ulyanov, Vedaldi and Lempitsky 2016): each channel o
 
 $$y_{n c} = \gamma_c \frac{x_{n c} - \mu_{n c}}{\sqrt{\sigma^2_{n c} + \epsilon}} + \beta_c$$
 
-Statistics are taken over the spatial axes: every axis but the batch axis and the feature axes. No state. Weights that
-feed it are scale-invariant channel by channel, up to epsilon.
+Statistics are taken over the spatial axes: every axis but the batch axis and the feature axes. No state, unless running
+averages are tracked. Weights that feed it are scale-invariant channel by channel, up to epsilon.
 """
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import AxisName
-from normjax.norms._affine import Initializer
-from normjax.norms.layer_norm import layer_norm, layer_normalize
-from normjax.precision import TORCH, EpsilonMode, Precision
+from normjax.moments import AxisName, Moments, prepare, standardization, standardize, variance
+from normjax.norms._affine import Initializer, affine, default_init, init_affine
+from normjax.norms.batch_norm import normalize_with_statistics
+from normjax.precision import TORCH, EpsilonMode, Precision, statistics_dtype
 from normjax.transform import NormTransform
 
 
@@ -62,12 +65,12 @@ def instance_normalize(
     References:
       Ulyanov et al. 2016, [Instance Normalization](https://arxiv.org/abs/1607.08022).
     """
-    return layer_normalize(
+    y, _ = _normalize(
         x,
         scale,
         bias,
-        axis=spatial_axes(x.ndim, feature_axes, batch_axes, axis_name),
         feature_axes=feature_axes,
+        batch_axes=batch_axes,
         epsilon=epsilon,
         epsilon_mode=epsilon_mode,
         mask=mask,
@@ -75,6 +78,18 @@ def instance_normalize(
         axis_index_groups=axis_index_groups,
         precision=precision,
     )
+    return y
+
+
+def _normalize(
+    x, scale, bias, *, feature_axes, batch_axes, mask, axis_name, precision, **options: Any
+) -> tuple[jax.Array, Moments]:
+    features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
+    axes = spatial_axes(x.ndim, feature_axes, batch_axes, axis_name)
+    spec = standardization(x, axes, axis_name=axis_name, **options)
+    values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
+    normalized, moments = standardize(values, mask, spec)
+    return affine(normalized, x, scale, bias, features, precision), moments
 
 
 def spatial_axes(
@@ -102,11 +117,17 @@ def instance_norm(
     use_bias: bool = True,
     scale_init: Initializer | None = None,
     bias_init: Initializer | None = None,
+    track_running: bool = False,
+    momentum: float = 0.9,
     axis_name: AxisName = None,
     axis_index_groups=None,
     precision: Precision = TORCH,
 ) -> NormTransform:
-    """Instance normalization as a transform; parameters `{"scale", "bias"}`, no state.
+    r"""Instance normalization as a transform; parameters `{"scale", "bias"}`, no state unless it tracks.
+
+    torch's layer is `instance_norm(feature_axes=1, epsilon=1e-5)`; its `track_running_stats=True` is `track_running`:
+    training normalizes each instance by itself, evaluation by the running average of the instances' means and
+    unbiased variances.
 
     Args:
       feature_axes: Channel axes, on which scale and bias live.
@@ -117,6 +138,8 @@ def instance_norm(
       use_bias: Whether there is a bias.
       scale_init: Initializer of the scale; ones by default.
       bias_init: Initializer of the bias; zeros by default.
+      track_running: Whether to keep running statistics, state `{"mean", "var"}`, and to evaluate with them.
+      momentum: Weight of their old value.
       axis_name: Mapped axis over which the spatial axes are sharded.
       axis_index_groups: Groups within that mapped axis.
       precision: Dtypes and cast order.
@@ -125,39 +148,59 @@ def instance_norm(
       The transform.
 
     Raises:
-      ValueError: If epsilon is negative.
+      ValueError: If epsilon is negative or momentum is outside [0, 1].
 
     Example:
       >>> import jax.numpy as jnp, normjax as nj
-      >>> params, state = nj.instance_norm().init(None, jnp.ones((2, 5, 5, 3)))
-      >>> params["scale"].shape
-      (3,)
+      >>> params, state = nj.instance_norm(track_running=True).init(None, jnp.ones((2, 5, 5, 3)))
+      >>> params["scale"].shape, sorted(state)
+      ((3,), ['mean', 'var'])
 
     References:
       Ulyanov et al. 2016, [Instance Normalization](https://arxiv.org/abs/1607.08022).
     """
-
-    def layer(ndim: int) -> NormTransform:
-        return layer_norm(
-            axis=spatial_axes(ndim, feature_axes, batch_axes, axis_name),
-            feature_axes=feature_axes,
-            epsilon=epsilon,
-            epsilon_mode=epsilon_mode,
-            use_scale=use_scale,
-            use_bias=use_bias,
-            scale_init=scale_init,
-            bias_init=bias_init,
-            axis_name=axis_name,
-            axis_index_groups=axis_index_groups,
-            precision=precision,
-        )
-
     _checks.check_epsilon(epsilon)
+    _checks.check_fraction("momentum", momentum)
+    scale_init = default_init(scale_init, 1.0) if use_scale else None
+    bias_init = default_init(bias_init, 0.0) if use_bias else None
 
     def init(rng, x, **context):
-        return layer(x.ndim).init(rng, x, **context)
+        del context
+        features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
+        spatial_axes(x.ndim, feature_axes, batch_axes, axis_name)
+        shape, dtype = tuple(x.shape[a] for a in features), statistics_dtype(x.dtype)
+        state = {"mean": jnp.zeros(shape, dtype), "var": jnp.ones(shape, dtype)} if track_running else {}
+        return init_affine(rng, shape, precision, scale_init, bias_init), state
 
     def apply(params, state, x, *, train, mask=None, **context):
-        return layer(x.ndim).apply(params, state, x, train=train, mask=mask, **context)
+        del context
+        scale, bias = params.get("scale"), params.get("bias")
+        common = {"feature_axes": feature_axes, "epsilon": epsilon, "precision": precision}
+        if track_running and not train:
+            return normalize_with_statistics(x, state["mean"], state["var"], scale, bias, **common), state
+        options = {"batch_axes": batch_axes, "epsilon_mode": epsilon_mode, "mask": mask}
+        y, moments = _normalize(
+            x, scale, bias, axis_name=axis_name, axis_index_groups=axis_index_groups, **common, **options
+        )
+        if not track_running:
+            return y, state
+        return y, _update(state, moments, _checks.canonical_axes(batch_axes, x.ndim, "batch_axes"), momentum)
 
     return NormTransform(init, apply)
+
+
+def _update(
+    state: dict[str, jax.Array], moments: Moments, batch: tuple[int, ...], momentum: float
+) -> dict[str, jax.Array]:
+    """Moves running statistics towards the average over the instances that are not empty, if there are any."""
+    moments = jax.lax.stop_gradient(moments)
+    valid = jnp.broadcast_to(moments.count > 0, moments.mean.shape)
+    shape = state["mean"].shape
+    seen = jnp.any(valid, axis=batch).reshape(shape)
+    new = {}
+    for name, value in {"mean": moments.mean, "var": variance(moments, ddof=1)}.items():
+        total = jnp.sum(jnp.where(valid, value, 0), axis=batch)
+        average = (total / jnp.maximum(jnp.sum(valid, axis=batch), 1).astype(total.dtype)).reshape(shape)
+        moved = momentum * state[name] + (1 - momentum) * average.astype(state[name].dtype)
+        new[name] = jnp.where(seen, moved, state[name])
+    return new

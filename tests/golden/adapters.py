@@ -43,7 +43,14 @@ class Pointwise:
     roundings: int = 0
 
 
-Adapter = Stepwise | Pointwise
+@dataclasses.dataclass(frozen=True)
+class Policies:
+    """The same input and scale under several published dtype policies: `calls[name](x, scale, epsilon) -> y`."""
+
+    calls: dict[str, Callable[[jax.Array, jax.Array, float], jax.Array]]
+
+
+Adapter = Stepwise | Pointwise | Policies
 _AFFINE = {"weight": "scale", "bias": "bias"}
 
 
@@ -59,30 +66,50 @@ def _feature_axis(vector: Vector) -> int:
     return re.sub(r"[() ]", "", vector.sidecar["layout"]).split(",").index("C")
 
 
+def _parameters(vector: Vector) -> dict[str, str]:
+    """The recorded parameters under our names; a layer without them has none."""
+    return {theirs: ours for theirs, ours in _AFFINE.items() if f"param_{theirs}" in vector.sidecar["keys"]}
+
+
+def _states(vector: Vector, **names: str) -> dict[str, str]:
+    return {theirs: ours for theirs, ours in names.items() if f"state_{theirs}" in vector.sidecar["keys"]}
+
+
 def _layer_norm(vector: Vector) -> Stepwise:
-    return Stepwise(nj.layer_norm(epsilon=vector.hyper["eps"]), _AFFINE, {})
+    # The parameters' rank (behind the axis of steps) is the number of normalized axes.
+    shapes = [shape for name, (shape, _) in vector.sidecar["keys"].items() if name.startswith("param_")]
+    axes = tuple(range(1 - len(shapes[0]), 0)) if shapes else -1
+    return Stepwise(nj.layer_norm(axis=axes, epsilon=vector.hyper["eps"]), _parameters(vector), {})
 
 
 def _batch_norm(vector: Vector) -> Stepwise:
+    momentum = vector.hyper["momentum"]
     norm = nj.batch_norm(
         feature_axes=_feature_axis(vector),
-        momentum=1 - vector.hyper["momentum"],
+        momentum=None if momentum is None else 1 - momentum,
         epsilon=vector.hyper["eps"],
         unbiased=True,
     )
-    return Stepwise(norm, _AFFINE, {"running_mean": "mean", "running_var": "var"})
+    counted = {"num_batches_tracked": "count"} if momentum is None else {}
+    states = _states(vector, running_mean="mean", running_var="var", **counted)
+    return Stepwise(norm, _parameters(vector), states)
 
 
 def _group_norm(vector: Vector) -> Stepwise:
     norm = nj.group_norm(
         num_groups=vector.hyper["groups"], feature_axis=_feature_axis(vector), epsilon=vector.hyper["eps"]
     )
-    return Stepwise(norm, _AFFINE, {})
+    return Stepwise(norm, _parameters(vector), {})
 
 
 def _instance_norm(vector: Vector) -> Stepwise:
-    norm = nj.instance_norm(feature_axes=_feature_axis(vector), epsilon=vector.hyper["eps"])
-    return Stepwise(norm, _AFFINE, {})
+    norm = nj.instance_norm(
+        feature_axes=_feature_axis(vector),
+        epsilon=vector.hyper["eps"],
+        track_running=vector.hyper.get("track_running_stats", False),
+        momentum=1 - vector.hyper.get("momentum", 0.1),
+    )
+    return Stepwise(norm, _parameters(vector), _states(vector, running_mean="mean", running_var="var"))
 
 
 def epsilon_of(vector: Vector, dtype: Any) -> float:
@@ -161,7 +188,8 @@ def _layer_1p(vector: Vector) -> Pointwise:
 def _gate_first(vector: Vector) -> Pointwise:
     def call(inputs, params, epsilon):
         x, gate = (inputs[name].astype(jnp.float32) for name in ("x", "gate"))
-        groups = int(re.search(r"group(\d+)", vector.name).group(1))
+        named = re.search(r"group(\d+)", vector.name)
+        groups = int(named.group(1)) if named else vector.hyper["group_size"]
         normalized = nj.rms_normalize(x * jax.nn.silu(gate), epsilon=epsilon, group_size=groups)
         rounded = normalized.astype(inputs["x"].dtype)
         return rounded.astype(nj.precision.promote(rounded.dtype, params["weight"].dtype)) * params["weight"]
@@ -181,17 +209,40 @@ def _gate_last(activation: Callable, precision: Precision) -> Callable[[Vector],
     return make
 
 
+def _policies(vector: Vector) -> Policies:
+    def call(**options):
+        return lambda x, scale, epsilon: nj.rms_normalize(x, scale, epsilon=epsilon, **options)
+
+    # The policy "statistics in bfloat16" is left out: its recorded values depend on the order of a bfloat16 sum.
+    return Policies(
+        {
+            "llama": call(precision=LLAMA),
+            "llama4": call(precision=LLAMA),
+            "t5": call(precision=T5),
+            "olmo2": call(),
+            "gemma4": call(),
+            "torch_rmsnorm": call(),
+            "gemma2_1pw": lambda x, scale, epsilon: call(scale_offset=1.0)(x, _around_zero(scale), epsilon),
+            "maxtext_t5x_dtype_bf16": call(precision=Precision(output=jnp.bfloat16, cast_order="cast_then_scale")),
+        }
+    )
+
+
+def _around_zero(scale: jax.Array) -> jax.Array:
+    return (scale.astype(jnp.float32) - 1).astype(scale.dtype)
+
+
 _LLAMA_LIKE = "llama|llama4|qwen3|deepseekv3"
 _OLMO_LIKE = "olmo2|gptoss|gemma3n|gemma4|gemma4_noscale"
 _GEMMA_LIKE = "gemma|gemma2|gemma3|qwen3next"
 
 _ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {
-    r"layernorm_[a-z]": _layer_norm,
-    r"batchnorm1d_.*": _batch_norm,
-    r"groupnorm_.*": _group_norm,
-    r"instancenorm2d_.*": _instance_norm,
     r"layernorm_torch_.*": _layer(),
     r"layernorm_pbrelax_.*": _relaxed,
+    r"layernorm_.*": _layer_norm,
+    r"batchnorm.*": _batch_norm,
+    r"groupnorm.*": _group_norm,
+    r"instancenorm.*": _instance_norm,
     # Their bfloat16 code rounds the norm, the root mean square, the sum with epsilon, the quotient and the product.
     r"rmsnorm_official_.*": _rms(epsilon_mode="outside", roundings=5),
     r"rmsnorm_torch_.*": _rms(),
@@ -210,6 +261,7 @@ _ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {
     r"hf_nemotron_layernorm1p_.*": _layer_1p,
     r"hf_perhead_layernorm_chameleon_.*": _layer(per_head=True, precision=LLAMA),
     r"hf_perhead_layernorm_cohere_.*": _layer(per_head=True),
+    r"dtype_policy_rmsnorm_.*": _policies,
     r"starflow_rmsnorm_.*": _starflow,
     r"prerms_rmsnorm_.*": _rms(),
     r"prerms_customizedlayernorm_.*": _layer(),

@@ -14,6 +14,7 @@ from tests.golden.comparison import assert_close, assert_same_bits, is_close
 FOUND = vectors.find()
 STEPWISE = [v for v in FOUND if isinstance(adapters.adapter(v), adapters.Stepwise)]
 POINTWISE = [v for v in FOUND if isinstance(adapters.adapter(v), adapters.Pointwise)]
+POLICIES = [v for v in FOUND if isinstance(adapters.adapter(v), adapters.Policies)]
 EPS32, EPS_BF16 = float(np.finfo(np.float32).eps), float(ml_dtypes.finfo(ml_dtypes.bfloat16).eps)
 
 
@@ -38,7 +39,13 @@ def test_stepwise(vector):
     dtype, tolerance = (np.float64, 1e-12) if wide else (np.float32, 64 * EPS32)
     with jax.enable_x64(wide):
         params = {ours: a[f"param_{theirs}"] for theirs, ours in case.params.items()}
-        state = {ours: jnp.asarray(a[f"state_{theirs}"][0], dtype) for theirs, ours in case.state.items()}
+        # Counters are recorded with a shape of (1,).
+        start = {ours: a[f"state_{theirs}"][0] for theirs, ours in case.state.items()}
+        whole = {name: np.issubdtype(value.dtype, np.integer) for name, value in start.items()}
+        state = {
+            name: jnp.asarray(value.reshape(()), jnp.int32) if whole[name] else jnp.asarray(value, dtype)
+            for name, value in start.items()
+        }
 
         @jax.jit
         def step(params, state, x, gy):
@@ -57,7 +64,8 @@ def test_stepwise(vector):
             for theirs, ours in case.params.items():
                 assert_close(gparams[ours], a[f"grad_{theirs}"][t], tolerance, f"grad {theirs} at step {t}")
             for theirs, ours in case.state.items():
-                assert_close(state[ours], a[f"state_{theirs}"][t + 1], tolerance, f"{theirs} after step {t}")
+                expected = a[f"state_{theirs}"][t + 1].reshape(state[ours].shape)
+                assert_close(state[ours], expected, tolerance, f"{theirs} after step {t}")
         final = {ours: jnp.asarray(a[f"eval_param_{theirs}"], dtype) for theirs, ours in case.params.items()}
         y, _ = case.norm.apply(final, state, jnp.asarray(a["eval_x"], dtype), train=False)
         assert_close(y, a["eval_y"], tolerance, "eval y")
@@ -145,3 +153,23 @@ def _gradient_tolerance(case, arrays, x_dtype, expected):
     """As the outputs'; where anything is bfloat16, two units in its last place for each of two rounded products."""
     low = x_dtype == jnp.bfloat16 or expected.dtype == ml_dtypes.bfloat16
     return 4 * EPS_BF16 if low else 10 * _tolerance(case, arrays, x_dtype)
+
+
+@pytest.mark.parametrize("vector", POLICIES, ids=lambda v: v.name)
+def test_dtype_policies_bit_by_bit(vector):
+    a, epsilon = vector.arrays(), vector.sidecar["eps"]
+    x = jnp.asarray(a["in/x"])
+    for name, call in adapters.adapter(vector).calls.items():
+        for kind in ("f32", "bf16"):
+            key = f"out/{name}/w{kind}" if f"out/{name}/w{kind}" in a else f"out/{name}"
+            if key not in a:
+                continue
+            scale = jnp.asarray(a[f"param/w_{kind}"])
+            y = np.asarray(call(x, scale, epsilon))
+            assert y.dtype == a[key].dtype, key
+            if y.dtype == np.float32:
+                assert_close(y, a[key], 8 * EPS32, key)
+            else:
+                with jax.enable_x64(True):
+                    exact = call(x.astype(jnp.float64), scale, epsilon)
+                assert_same_bits(y, a[key], exact, key)

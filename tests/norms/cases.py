@@ -152,6 +152,14 @@ CASES = [
     ),
     Case("instance", nj.instance_norm, nj.instance_norm(), (4, 3, 4, 5), _direct((1, 2), (3,), epsilon=1e-6), (1, 2)),
     Case(
+        "instance, tracked",
+        nj.instance_norm,
+        nj.instance_norm(feature_axes=1, track_running=True),
+        (4, 5, 6),
+        _direct((2,), (1,), epsilon=1e-6),
+        (2,),
+    ),
+    Case(
         "chain: batch-channel", nj.chain, nj.chain(nj.batch_norm(), nj.group_norm(num_groups=2)), (8, 16), _bcn, (0, 1)
     ),
     Case(
