@@ -24,3 +24,23 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 def rng() -> np.random.Generator:
     """A generator with a fixed seed."""
     return np.random.default_rng(0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Ends a run over the recorded vectors with the number of those covered and the names of the rest."""
+    reports = [r for reports in terminalreporter.stats.values() for r in reports]
+    if any("golden" in getattr(report, "nodeid", "") for report in reports):
+        from tests.golden import adapters, vectors
+
+        found = vectors.find()
+        missing = [v.name for v in found if adapters.adapter(v) is None]
+        terminalreporter.write_line(f"vectors: covered {len(found) - len(missing)}, not covered {len(missing)}")
+        if missing:
+            terminalreporter.write_line("not covered: " + " ".join(missing))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_compiled_functions():
+    """Compiled functions are shared within a file; keeping those of all files costs gigabytes."""
+    yield
+    jax.clear_caches()
