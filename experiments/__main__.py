@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from experiments import UsageError, overhead, plasticity
+from experiments import UsageError, accuracy, overhead, plasticity
 
 
 class Experiment(NamedTuple):
@@ -17,6 +17,7 @@ class Experiment(NamedTuple):
 
 
 EXPERIMENTS: Mapping[str, Experiment] = {
+    "accuracy": Experiment(accuracy.Accuracy, accuracy.main),
     "plasticity": Experiment(plasticity.Config, plasticity.run),
     "overhead": Experiment(overhead.Config, overhead.run),
 }

@@ -25,6 +25,7 @@ import rich.console
 import rich.table
 
 import normjax as nj
+from experiments import UsageError
 
 NORMS = ("LayerNorm", "RMSNorm", "BatchNorm", "GroupNorm")
 COLUMNS = (
@@ -65,9 +66,9 @@ class Accuracy:
     def __post_init__(self):
         """Rejects sizes that the group norm's layout cannot hold."""
         if self.width < 16 or self.width % 8:
-            raise ValueError(f"expected width to be a multiple of 8, at least 16, got width={self.width}.")
+            raise UsageError(f"expected width to be a multiple of 8, at least 16, got width={self.width}.")
         if self.rows < 16 or self.rows % 16:
-            raise ValueError(f"expected rows to be a positive multiple of 16, got rows={self.rows}.")
+            raise UsageError(f"expected rows to be a positive multiple of 16, got rows={self.rows}.")
 
 
 @dataclasses.dataclass(frozen=True)
