@@ -25,7 +25,8 @@ def test_nobody_is_ahead_and_the_file_says_where_it_came_from(tmp_path, capsys):
 
 
 def test_being_behind_fails_the_command(monkeypatch):
-    row = accuracy.Row("LayerNorm", "x", "float32", "float32", 1e-7, {"normjax": 3e-7, "nnx": 1e-7})
+    errors = {"normjax": 3e-7, "nnx": 1e-7}
+    row = accuracy.Row("LayerNorm", "x", "float32", "float32", 1e-7, errors, errors)
     assert row.ahead == ("nnx",)
     monkeypatch.setattr(accuracy, "measure", lambda config: [row])
     with pytest.raises(SystemExit) as stop:
@@ -34,12 +35,12 @@ def test_being_behind_fails_the_command(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("ours", "other", "ahead"),
-    [(2e-7, 1e-7, ()), (math.nan, 1.0, ("nnx",)), (1.0, math.nan, ()), (2.1e-7, 1e-7, ("nnx",))],
+    ("ours", "other", "expected"),
+    [(2e-7, 1e-7, ()), (1.0, math.nan, ()), (2.1e-7, 1e-7, ("nnx",)), (math.nan, 1.0, ("nnx",))],
 )
-def test_who_is_ahead(ours, other, ahead):
+def test_who_is_ahead(ours, other, expected):
     errors = {"normjax": ours, "nnx": other}
-    assert accuracy.Row("n", "d", "float32", "float32", 1e-7, errors).ahead == ahead or math.isnan(ours)
+    assert accuracy.Row("n", "d", "float32", "float32", 1e-7, errors, errors).ahead == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
