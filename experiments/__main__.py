@@ -17,8 +17,8 @@ class Experiment(NamedTuple):
 
 
 EXPERIMENTS: Mapping[str, Experiment] = {
-    "accuracy": Experiment(accuracy.Accuracy, accuracy.main),
     "plasticity": Experiment(plasticity.Config, plasticity.run),
+    "accuracy": Experiment(accuracy.Accuracy, accuracy.main),
     "overhead": Experiment(overhead.Config, overhead.run),
 }
 
