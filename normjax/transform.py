@@ -249,10 +249,14 @@ def _members(rng: jax.Array | None, transforms: Sequence[NormTransform]):
 
 
 def _output_struct(member: NormTransform, params, state, x, context):
-    def forward(params, state, x):
-        return member.apply(params, state, x, train=False, **context)[0]
+    # Conditions may be shapes, like x; what is neither an array nor a shape (a name, a number of tasks) stays as it is.
+    shaped = {k: v for k, v in context.items() if hasattr(v, "shape") and hasattr(v, "dtype")}
+    rest = {k: v for k, v in context.items() if k not in shaped}
 
-    return jax.eval_shape(forward, params, state, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    def forward(params, state, x, shaped):
+        return member.apply(params, state, x, train=False, **shaped, **rest)[0]
+
+    return jax.eval_shape(forward, params, state, jax.ShapeDtypeStruct(x.shape, x.dtype), shaped)
 
 
 def _slices(size: int, parts: int, sizes: Sequence[int] | None) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from flax.linen.module import merge_param
 
 from normjax import norms
 from normjax._compat import flax_axes, flax_precision
-from normjax.norms.batch_norm import update_running
+from normjax.norms._running_statistics import update_running
 
 Axes = int | tuple[int, ...]
 Initializer = Any

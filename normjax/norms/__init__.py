@@ -1,8 +1,8 @@
 """One file per normalization method: the pure function on arrays first, its transform factory below."""
 
+from normjax.norms._running_statistics import normalize_with_statistics as normalize_with_statistics
 from normjax.norms.batch_norm import batch_norm as batch_norm
 from normjax.norms.batch_norm import batch_normalize as batch_normalize
-from normjax.norms.batch_norm import normalize_with_statistics as normalize_with_statistics
 from normjax.norms.group_norm import group_norm as group_norm
 from normjax.norms.group_norm import group_normalize as group_normalize
 from normjax.norms.instance_norm import instance_norm as instance_norm

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import AxisName, Moments, prepare, standardization, standardize, variance
+from normjax._method import method
+from normjax.moments import AxisName, Moments, prepare, standardization, standardize
 from normjax.norms._affine import Initializer, affine, default_init, init_affine
-from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
+from normjax.norms._running_statistics import normalize_with_statistics, running_statistics, update_running
+from normjax.precision import TORCH, Precision, statistics_dtype
 from normjax.transform import NormTransform
 
 
@@ -74,57 +76,6 @@ def batch_normalize(
     return affine(normalized, x, scale, bias, features, precision), moments
 
 
-def normalize_with_statistics(
-    x: jax.Array,
-    mean: jax.Array,
-    var: jax.Array,
-    scale: jax.Array | None = None,
-    bias: jax.Array | None = None,
-    *,
-    feature_axes: _checks.Axes = -1,
-    epsilon: float = 1e-5,
-    precision: Precision = TORCH,
-) -> jax.Array:
-    r"""Normalization with given statistics: $y = \gamma (x-\bar\mu)/\sqrt{\bar\sigma^2+\epsilon} + \beta$.
-
-    Args:
-      x: Floating array.
-      mean: $\bar\mu$, of the shape of the feature axes.
-      var: $\bar\sigma^2$, likewise.
-      scale: $\gamma$, likewise, or `None` for 1.
-      bias: $\beta$, likewise, or `None` for 0.
-      feature_axes: Axes on which the statistics and parameters live.
-      epsilon: Non-negative number added to the variance.
-      precision: Dtypes and cast order.
-
-    Returns:
-      The normalized array, shaped like `x`.
-
-    Raises:
-      TypeError: If `x` is not floating.
-      ValueError: If a shape does not fit or epsilon is negative.
-
-    Example:
-      >>> import jax.numpy as jnp, normjax as nj
-      >>> y = nj.normalize_with_statistics(jnp.array([[3.0]]), jnp.array([1.0]), jnp.array([4.0]))
-      >>> print(y.round(3))
-      [[1.]]
-
-    References:
-      Ioffe and Szegedy 2015, [Batch Normalization](https://arxiv.org/abs/1502.03167).
-    """
-    _checks.check_input(x)
-    _checks.check_epsilon(epsilon)
-    features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
-    dtype = statistics_dtype(x.dtype, precision)
-    shape = tuple(x.shape[a] for a in features)
-    _checks.check_parameter("mean", mean, x.shape, shape)
-    _checks.check_parameter("var", var, x.shape, shape)
-    mean, var = (_checks.broadcast_to_features(s.astype(dtype), features, x.ndim) for s in (mean, var))
-    normalized = (x.astype(dtype) - mean) * inverse_root(var, epsilon)
-    return affine(normalized, x, scale, bias, features, precision)
-
-
 def batch_axes(ndim: int, features: tuple[int, ...], axis_name: AxisName = None) -> tuple[int, ...]:
     """Returns the axes that batch normalization reduces: all that are not features, none if the batch is mapped."""
     axes = _checks.other_axes(features, ndim)
@@ -136,6 +87,15 @@ def batch_axes(ndim: int, features: tuple[int, ...], axis_name: AxisName = None)
     return axes
 
 
+@method(
+    "Batch normalization",
+    "Ioffe and Szegedy 2015",
+    "1502.03167",
+    "batch",
+    state=("mean", "var", "(count)"),
+    folds="all",
+    scale_invariance="per unit",
+)
 def batch_norm(
     *,
     feature_axes: _checks.Axes = -1,
@@ -234,36 +194,3 @@ def batch_norm(
         return y, update_running(state, moments, momentum, unbiased=unbiased)
 
     return NormTransform(init, apply)
-
-
-def running_statistics(
-    state: dict[str, jax.Array], debias_momentum: float | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the running mean and variance of a state, divided by `1 - momentum**count` if one is given."""
-    mean, var = state["mean"], state["var"]
-    if debias_momentum is None:
-        return mean, var
-    seen = state["count"] > 0
-    weight = 1 - jnp.asarray(debias_momentum, mean.dtype) ** state["count"].astype(mean.dtype)
-    weight = jnp.where(weight > 0, weight, 1)
-    return mean / weight, jnp.where(seen, var / weight, 1)
-
-
-def update_running(
-    state: dict[str, jax.Array], moments: Moments, momentum: float | None, *, unbiased: bool = False
-) -> dict[str, jax.Array]:
-    """Moves the running statistics towards a batch's; features whose batch was empty keep theirs."""
-    shape, dtype = state["mean"].shape, state["mean"].dtype
-    moments = jax.lax.stop_gradient(moments)
-    seen = jnp.broadcast_to(moments.count > 0, moments.mean.shape).reshape(shape)
-    new = dict(state)
-    weight = jnp.asarray(0 if momentum is None else momentum, dtype)
-    if "count" in state:
-        new["count"] = state["count"] + jnp.any(seen).astype(state["count"].dtype)
-        if momentum is None:
-            weight = 1 - 1 / jnp.maximum(new["count"], 1).astype(dtype)
-    batch = {"mean": moments.mean, "var": variance(moments, ddof=1 if unbiased else 0)}
-    for name, value in batch.items():
-        moved = weight * state[name] + (1 - weight) * value.reshape(shape).astype(dtype)
-        new[name] = jnp.where(seen, moved, state[name])
-    return new

@@ -9,6 +9,7 @@ Weights that feed it are scale-invariant group by group, up to epsilon.
 import jax
 
 from normjax import _checks
+from normjax._method import method
 from normjax.moments import AxisName, prepare, standardization, standardize
 from normjax.norms._affine import Initializer, affine, default_init, init_affine
 from normjax.norms._groups import group_axes, split_groups
@@ -84,6 +85,14 @@ def group_normalize(
     return affine(normalized.reshape(x.shape), x, scale, bias, (feature,), precision)
 
 
+@method(
+    "Group normalization",
+    "Wu and He 2018",
+    "1803.08494",
+    "vision",
+    folds="affine",
+    scale_invariance="per group",
+)
 def group_norm(
     *,
     num_groups: int | None = 32,

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import AxisName, Moments, prepare, standardization, standardize, variance
+from normjax._method import method
+from normjax.moments import AxisName, Moments, prepare, standardization, standardize
 from normjax.norms._affine import Initializer, affine, default_init, init_affine
-from normjax.norms.batch_norm import normalize_with_statistics
+from normjax.norms._running_statistics import normalize_with_statistics, update_averaged
 from normjax.precision import TORCH, EpsilonMode, Precision, statistics_dtype
 from normjax.transform import NormTransform
 
@@ -107,6 +108,15 @@ def spatial_axes(
     return spatial
 
 
+@method(
+    "Instance normalization",
+    "Ulyanov et al. 2016",
+    "1607.08022",
+    "vision",
+    state=("(mean)", "(var)"),
+    folds="affine",
+    scale_invariance="per unit",
+)
 def instance_norm(
     *,
     feature_axes: _checks.Axes = -1,
@@ -184,23 +194,6 @@ def instance_norm(
         )
         if not track_running:
             return y, state
-        return y, _update(state, moments, _checks.canonical_axes(batch_axes, x.ndim, "batch_axes"), momentum)
+        return y, update_averaged(state, moments, _checks.canonical_axes(batch_axes, x.ndim, "batch_axes"), momentum)
 
     return NormTransform(init, apply)
-
-
-def _update(
-    state: dict[str, jax.Array], moments: Moments, batch: tuple[int, ...], momentum: float
-) -> dict[str, jax.Array]:
-    """Moves running statistics towards the average over the instances that are not empty, if there are any."""
-    moments = jax.lax.stop_gradient(moments)
-    valid = jnp.broadcast_to(moments.count > 0, moments.mean.shape)
-    shape = state["mean"].shape
-    seen = jnp.any(valid, axis=batch).reshape(shape)
-    new = {}
-    for name, value in {"mean": moments.mean, "var": variance(moments, ddof=1)}.items():
-        total = jnp.sum(jnp.where(valid, value, 0), axis=batch)
-        average = (total / jnp.maximum(jnp.sum(valid, axis=batch), 1).astype(total.dtype)).reshape(shape)
-        moved = momentum * state[name] + (1 - momentum) * average.astype(state[name].dtype)
-        new[name] = jnp.where(seen, moved, state[name])
-    return new

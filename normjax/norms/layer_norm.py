@@ -10,6 +10,7 @@ axes. No state. Weights that feed it are scale-invariant up to epsilon.
 import jax
 
 from normjax import _checks
+from normjax._method import method
 from normjax.moments import AxisName, prepare, standardization, standardize
 from normjax.norms._affine import Initializer, affine, default_init, init_affine
 from normjax.precision import TORCH, EpsilonMode, Precision, statistics_dtype
@@ -78,6 +79,14 @@ def layer_normalize(
     return affine(normalized, x, scale, bias, features, precision, scale_offset)
 
 
+@method(
+    "Layer normalization",
+    "Ba, Kiros and Hinton 2016",
+    "1607.06450",
+    "token",
+    folds="affine",
+    scale_invariance="joint",
+)
 def layer_norm(
     *,
     axis: _checks.Axes = -1,

@@ -11,6 +11,7 @@ epsilon.
 import jax
 
 from normjax import _checks
+from normjax._method import method
 from normjax.moments import AxisName, prepare, standardization, standardize, variance
 from normjax.norms._affine import Initializer, affine, default_init, init_affine
 from normjax.norms._groups import group_axes, split_groups
@@ -96,6 +97,14 @@ def rms_normalize(
     return affine(normalized.reshape(x.shape), x, scale, bias, features, precision, scale_offset)
 
 
+@method(
+    "Root mean square layer normalization",
+    "Zhang and Sennrich 2019",
+    "1910.07467",
+    "token",
+    folds="affine",
+    scale_invariance="joint",
+)
 def rms_norm(
     *,
     axis: _checks.Axes = -1,

@@ -14,6 +14,7 @@ from tests.golden.comparison import assert_close, assert_same_bits, is_close
 FOUND = vectors.find()
 STEPWISE = [v for v in FOUND if isinstance(adapters.adapter(v), adapters.Stepwise)]
 POINTWISE = [v for v in FOUND if isinstance(adapters.adapter(v), adapters.Pointwise)]
+CHECKS = [v for v in FOUND if isinstance(adapters.adapter(v), adapters.Check)]
 POLICIES = [v for v in FOUND if isinstance(adapters.adapter(v), adapters.Policies)]
 EPS32, EPS_BF16 = float(np.finfo(np.float32).eps), float(ml_dtypes.finfo(ml_dtypes.bfloat16).eps)
 
@@ -32,43 +33,79 @@ def test_vectors_are_found():
     assert POINTWISE
 
 
+@pytest.mark.parametrize("vector", CHECKS, ids=lambda v: v.name)
+def test_by_its_own_comparison(vector):
+    adapters.adapter(vector).run(vector)
+
+
 @pytest.mark.parametrize("vector", STEPWISE, ids=lambda v: v.name)
 def test_stepwise(vector):
     case, a = adapters.adapter(vector), vector.arrays()
     wide = vector.sidecar["compute_dtype"] == "float64"
     dtype, tolerance = (np.float64, 1e-12) if wide else (np.float32, 64 * EPS32)
+    tolerance *= case.slack
     with jax.enable_x64(wide):
-        params = {ours: a[f"param_{theirs}"] for theirs, ours in case.params.items()}
-        # Counters are recorded with a shape of (1,).
-        start = {ours: a[f"state_{theirs}"][0] for theirs, ours in case.state.items()}
-        whole = {name: np.issubdtype(value.dtype, np.integer) for name, value in start.items()}
-        state = {
-            name: jnp.asarray(value.reshape(()), jnp.int32) if whole[name] else jnp.asarray(value, dtype)
-            for name, value in start.items()
-        }
+        cast = lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        struct = jax.ShapeDtypeStruct(a["x"].shape[1:], dtype)
+        params, state = jax.tree.map(cast, case.norm.init(None, struct, **case.context(a, 0)))
+        recorded = {f"param_{theirs}": path for theirs, path in case.params.items()}
+        kept = {f"state_{theirs}": path for theirs, path in case.state.items()}
+        written = {f"state_{theirs}": path for theirs, path in case.written.items()}
+        state = _filled(state, kept, a, 0)
+        params = _filled(params, written, a, 0)
 
         @jax.jit
-        def step(params, state, x, gy):
+        def step(params, state, x, gy, mask, context):
             def forward(params, x):
-                return case.norm.apply(params, state, x, train=True)
+                y, new_state = case.norm.apply(params, state, x, train=True, mask=mask, **context)
+                extra = 0.0 if case.loss is None else case.loss(new_state)
+                return jnp.sum(y * gy) + extra, (y, new_state)
 
-            y, pullback, state = jax.vjp(forward, params, x, has_aux=True)
-            return y, state, pullback(gy)
+            grads, (y, state) = jax.grad(forward, argnums=(0, 1), has_aux=True)(params, x)
+            return y, state, grads
 
         for t in range(vector.sidecar["steps"]):
-            now = {name: jnp.asarray(value[t], dtype) for name, value in params.items()}
+            params = _filled(params, recorded, a, t)
             x, gy = (jnp.asarray(a[name][t], dtype) for name in ("x", "gy"))
-            y, state, (gparams, gx) = step(now, state, x, gy)
+            mask = case.mask(a["pad_mask"][t]) if "pad_mask" in a else None
+            y, state, (gparams, gx) = step(params, state, x, gy, mask, case.context(a, t))
             assert_close(y, a["y"][t], tolerance, f"y at step {t}")
             assert_close(gx, a["gx"][t], tolerance, f"gx at step {t}")
-            for theirs, ours in case.params.items():
-                assert_close(gparams[ours], a[f"grad_{theirs}"][t], tolerance, f"grad {theirs} at step {t}")
-            for theirs, ours in case.state.items():
-                expected = a[f"state_{theirs}"][t + 1].reshape(state[ours].shape)
-                assert_close(state[ours], expected, tolerance, f"{theirs} after step {t}")
-        final = {ours: jnp.asarray(a[f"eval_param_{theirs}"], dtype) for theirs, ours in case.params.items()}
-        y, _ = case.norm.apply(final, state, jnp.asarray(a["eval_x"], dtype), train=False)
+            for theirs, path in case.params.items():
+                assert_close(_at(gparams, path), a[f"grad_{theirs}"][t], tolerance, f"grad {theirs} at step {t}")
+            # What the backward pass writes comes out as the gradient of what it read.
+            params = _set(params, {path: _at(gparams, path) for path in written.values()})
+            for tree, paths in ((state, kept), (params, written)):
+                for name, path in paths.items():
+                    value = _at(tree, path)
+                    assert_close(value, a[name][t + 1].reshape(value.shape), tolerance, f"{name} after step {t}")
+        params = _filled(params, {f"eval_{name}": path for name, path in recorded.items()}, a, None)
+        mask = case.mask(a["eval_pad_mask"]) if "eval_pad_mask" in a else None
+        x, context = jnp.asarray(a["eval_x"], dtype), case.context(a, None)
+        y, _ = case.norm.apply(params, state, x, train=False, mask=mask, **context)
         assert_close(y, a["eval_y"], tolerance, "eval y")
+
+
+def _at(tree, path):
+    return functools.reduce(lambda node, key: node[key], path.split("/"), tree)
+
+
+def _set(tree, values):
+    """A copy of nested dicts with the leaves at the given paths replaced."""
+    tree = jax.tree.map(lambda leaf: leaf, tree)
+    for path, value in values.items():
+        *above, last = path.split("/")
+        functools.reduce(lambda node, key: node[key], above, tree)[last] = value
+    return tree
+
+
+def _filled(tree, paths, arrays, t):
+    """`tree` with recorded arrays of step t (the whole array for `None`) in the shapes and dtypes of its leaves."""
+    values = {}
+    for name, path in paths.items():
+        leaf, value = _at(tree, path), arrays[name] if t is None else arrays[name][t]
+        values[path] = jnp.asarray(value.reshape(leaf.shape), leaf.dtype)
+    return _set(tree, values)
 
 
 _DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f64": jnp.float64}

@@ -15,23 +15,32 @@ EPS32 = float(np.finfo(np.float32).eps)
 over_cases = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 
 
+def assign(variable, value):
+    variable[...] = value
+
+
 @over_cases
 def test_linen_equals_nnx_equals_pure(case, rng):
     x = rng.standard_normal(case.shape).astype(np.float32)
-    params, state = case.norm.init(None, x)
-    y, trained = jax.jit(lambda x: case.norm.apply(params, state, x, train=True))(x)
-    evaluated, _ = jax.jit(lambda x: case.norm.apply(params, trained, x, train=False))(x)
+    context = case.context(np.random.default_rng(1), case.shape)
+    params, state = case.norm.init(jax.random.key(0), x, **context)
+    y, trained = jax.jit(lambda x: case.norm.apply(params, state, x, train=True, **context))(x)
+    evaluated, _ = jax.jit(lambda x: case.norm.apply(params, trained, x, train=False, **context))(x)
 
     layer = nj.linen.Norm(case.norm)
-    variables = layer.init(jax.random.key(0), x)
+    variables = layer.init(jax.random.key(0), x, **context)
     assert jax.tree.structure(variables.get("params", {})) == jax.tree.structure(params)
-    linen_y, updates = jax.jit(lambda v, x: layer.apply(v, x, mutable=["batch_stats"]))(variables, x)
-    linen_eval = jax.jit(lambda v, x: layer.apply(v, x, True))({**variables, **updates}, x)
+    # Random parameters come from the module's own streams: the comparison takes those of the pure function.
+    variables = {**variables, "params": params}
+    linen_y, updates = jax.jit(lambda v, x: layer.apply(v, x, mutable=["batch_stats"], **context))(variables, x)
+    linen_eval = jax.jit(lambda v, x: layer.apply(v, x, True, **context))({**variables, **updates}, x)
 
-    module = nj.nnx.Norm(case.norm, case.shape, rngs=nnx.Rngs(0))
-    nnx_y = nnx.jit(lambda m, x: m(x))(module, x)
+    module = nj.nnx.Norm(case.norm, case.shape, rngs=nnx.Rngs(0), **context)
+    for name, value in params.items():
+        jax.tree.map(assign, getattr(module, name), value, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    nnx_y = nnx.jit(lambda m, x: m(x, **context))(module, x)
     module.eval()
-    nnx_eval = nnx.jit(lambda m, x: m(x))(module, x)
+    nnx_eval = nnx.jit(lambda m, x: m(x, **context))(module, x)
 
     for pure, linen, other in ((y, linen_y, nnx_y), (evaluated, linen_eval, nnx_eval)):
         # Three programs, which the compiler may fuse and therefore round differently.

@@ -1,11 +1,5 @@
-"""Which normjax call reproduces which recorded vector, from the sidecar's own hyper-parameters.
+"""Adapters of layer, RMS, batch, group and instance normalization, and of the norms inside real models."""
 
-A vector is recognised by its name without its suffix, so that further vectors of the same method are found without a
-change here. Two kinds of adapters exist: a `Stepwise` one is a transform driven over recorded training steps, a
-`Pointwise` one a function of inputs and parameters whose outputs and gradients were recorded for several dtypes.
-"""
-
-import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
@@ -15,63 +9,22 @@ import jax.numpy as jnp
 
 import normjax as nj
 from normjax.precision import LLAMA, T5, TORCH, Precision
+from tests.golden.adapters._kinds import Adapter, Pointwise, Policies, Stepwise
 from tests.golden.vectors import Vector
 
-
-@dataclasses.dataclass(frozen=True)
-class Stepwise:
-    """A transform, and the recorded names of its parameters and states."""
-
-    norm: nj.NormTransform
-    params: dict[str, str]
-    state: dict[str, str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Pointwise:
-    """A function of inputs and parameters, and what its recorded code does to digits.
-
-    Attributes:
-      call: `call(inputs, params, epsilon) -> y`.
-      centred: Whether a mean is subtracted, which amplifies the rounding of the recorded mean.
-      roundings: How often the recorded bfloat16 code rounds on its way to an output where it keeps its statistics in
-        bfloat16; 0 where its outputs can be met bit by bit.
-    """
-
-    call: Callable[[dict[str, jax.Array], dict[str, jax.Array], float], jax.Array]
-    centred: bool = False
-    roundings: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Policies:
-    """The same input and scale under several published dtype policies: `calls[name](x, scale, epsilon) -> y`."""
-
-    calls: dict[str, Callable[[jax.Array, jax.Array, float], jax.Array]]
-
-
-Adapter = Stepwise | Pointwise | Policies
 _AFFINE = {"weight": "scale", "bias": "bias"}
 
 
-def adapter(vector: Vector) -> Adapter | None:
-    """The adapter of a vector, or `None` where its method is not covered yet."""
-    for pattern, make in _ADAPTERS.items():
-        if re.fullmatch(pattern, vector.name):
-            return make(vector)
-    return None
-
-
-def _feature_axis(vector: Vector) -> int:
+def feature_axis(vector: Vector) -> int:
     return re.sub(r"[() ]", "", vector.sidecar["layout"]).split(",").index("C")
 
 
-def _parameters(vector: Vector) -> dict[str, str]:
+def affine_parameters(vector: Vector) -> dict[str, str]:
     """The recorded parameters under our names; a layer without them has none."""
     return {theirs: ours for theirs, ours in _AFFINE.items() if f"param_{theirs}" in vector.sidecar["keys"]}
 
 
-def _states(vector: Vector, **names: str) -> dict[str, str]:
+def recorded_states(vector: Vector, **names: str) -> dict[str, str]:
     return {theirs: ours for theirs, ours in names.items() if f"state_{theirs}" in vector.sidecar["keys"]}
 
 
@@ -79,46 +32,37 @@ def _layer_norm(vector: Vector) -> Stepwise:
     # The parameters' rank (behind the axis of steps) is the number of normalized axes.
     shapes = [shape for name, (shape, _) in vector.sidecar["keys"].items() if name.startswith("param_")]
     axes = tuple(range(1 - len(shapes[0]), 0)) if shapes else -1
-    return Stepwise(nj.layer_norm(axis=axes, epsilon=vector.hyper["eps"]), _parameters(vector), {})
+    return Stepwise(nj.layer_norm(axis=axes, epsilon=vector.hyper["eps"]), affine_parameters(vector), {})
 
 
 def _batch_norm(vector: Vector) -> Stepwise:
     momentum = vector.hyper["momentum"]
     norm = nj.batch_norm(
-        feature_axes=_feature_axis(vector),
+        feature_axes=feature_axis(vector),
         momentum=None if momentum is None else 1 - momentum,
         epsilon=vector.hyper["eps"],
         unbiased=True,
     )
     counted = {"num_batches_tracked": "count"} if momentum is None else {}
-    states = _states(vector, running_mean="mean", running_var="var", **counted)
-    return Stepwise(norm, _parameters(vector), states)
+    states = recorded_states(vector, running_mean="mean", running_var="var", **counted)
+    return Stepwise(norm, affine_parameters(vector), states)
 
 
 def _group_norm(vector: Vector) -> Stepwise:
     norm = nj.group_norm(
-        num_groups=vector.hyper["groups"], feature_axis=_feature_axis(vector), epsilon=vector.hyper["eps"]
+        num_groups=vector.hyper["groups"], feature_axis=feature_axis(vector), epsilon=vector.hyper["eps"]
     )
-    return Stepwise(norm, _parameters(vector), {})
+    return Stepwise(norm, affine_parameters(vector), {})
 
 
 def _instance_norm(vector: Vector) -> Stepwise:
     norm = nj.instance_norm(
-        feature_axes=_feature_axis(vector),
+        feature_axes=feature_axis(vector),
         epsilon=vector.hyper["eps"],
         track_running=vector.hyper.get("track_running_stats", False),
         momentum=1 - vector.hyper.get("momentum", 0.1),
     )
-    return Stepwise(norm, _parameters(vector), _states(vector, running_mean="mean", running_var="var"))
-
-
-def epsilon_of(vector: Vector, dtype: Any) -> float:
-    """The recorded epsilon for inputs of `dtype`."""
-    epsilon = vector.hyper.get("eps", 1e-5)
-    if not isinstance(epsilon, str):
-        return epsilon
-    # torch's None is the machine epsilon of the dtype it computes in: float32 for bfloat16 inputs too.
-    return float(jnp.finfo(jnp.float64 if dtype == jnp.float64 else jnp.float32).eps)
+    return Stepwise(norm, affine_parameters(vector), recorded_states(vector, running_mean="mean", running_var="var"))
 
 
 def _rms(precision: Precision = TORCH, roundings: int = 0, **options: Any) -> Callable[[Vector], Pointwise]:
@@ -236,7 +180,7 @@ _LLAMA_LIKE = "llama|llama4|qwen3|deepseekv3"
 _OLMO_LIKE = "olmo2|gptoss|gemma3n|gemma4|gemma4_noscale"
 _GEMMA_LIKE = "gemma|gemma2|gemma3|qwen3next"
 
-_ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {
+ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {
     r"layernorm_torch_.*": _layer(),
     r"layernorm_pbrelax_.*": _relaxed,
     r"layernorm_.*": _layer_norm,

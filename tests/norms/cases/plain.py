@@ -1,39 +1,10 @@
-"""The one list of cases that the battery runs over: a norm that is exported and not here fails a test."""
-
-import dataclasses
-from collections.abc import Callable
-from typing import Any
+"""Layer, RMS, batch, group and instance normalization, and how transforms compose."""
 
 import numpy as np
 
 import normjax as nj
 from tests.norms import oracle
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One norm in one setting.
-
-    Attributes:
-      name: Shown as the test's id.
-      factory: The exported factory it belongs to.
-      norm: The transform.
-      shape: Shape of an input.
-      expected: `expected(params, x, mask) -> y` in float64, in training.
-      reduced: Axes over which statistics are taken; a mask empties a set by masking all of them.
-      across_batch: Whether the leading axis is among them.
-    """
-
-    name: str
-    factory: Callable[..., nj.NormTransform]
-    norm: nj.NormTransform
-    shape: tuple[int, ...]
-    expected: Callable[[Any, np.ndarray, Any], np.ndarray]
-    reduced: tuple[int, ...]
-
-    @property
-    def across_batch(self) -> bool:
-        return 0 in self.reduced
+from tests.norms.cases._case import Case
 
 
 def _direct(axes, features, *, epsilon, offset=0.0, **options):
@@ -80,7 +51,15 @@ def _blend(params, x, mask):
 
 
 CASES = [
-    Case("layer", nj.layer_norm, nj.layer_norm(), (4, 6, 16), _direct((2,), (2,), epsilon=1e-6), (2,)),
+    Case(
+        "layer",
+        nj.layer_norm,
+        nj.layer_norm(),
+        (4, 6, 16),
+        _direct((2,), (2,), epsilon=1e-6),
+        (2,),
+        channels_first=nj.layer_norm(axis=1),
+    ),
     Case(
         "layer over two axes",
         nj.layer_norm,
@@ -105,7 +84,15 @@ CASES = [
         _direct((1,), (1,), epsilon=1e-2, mode="outside"),
         (1,),
     ),
-    Case("rms", nj.rms_norm, nj.rms_norm(), (4, 6, 16), _direct((2,), (2,), epsilon=1e-6, centre=False), (2,)),
+    Case(
+        "rms",
+        nj.rms_norm,
+        nj.rms_norm(),
+        (4, 6, 16),
+        _direct((2,), (2,), epsilon=1e-6, centre=False),
+        (2,),
+        channels_first=nj.rms_norm(axis=1),
+    ),
     Case(
         "rms clamp, 1 + w",
         nj.rms_norm,
@@ -123,7 +110,15 @@ CASES = [
         (1,),
     ),
     Case("rms in groups", nj.rms_norm, nj.rms_norm(group_size=4), (4, 3, 16), _group_rms(4, 1e-6), (2,)),
-    Case("batch", nj.batch_norm, nj.batch_norm(), (8, 3, 3, 4), _direct((0, 1, 2), (3,), epsilon=1e-5), (0, 1, 2)),
+    Case(
+        "batch",
+        nj.batch_norm,
+        nj.batch_norm(),
+        (8, 3, 3, 4),
+        _direct((0, 1, 2), (3,), epsilon=1e-5),
+        (0, 1, 2),
+        channels_first=nj.batch_norm(feature_axes=1),
+    ),
     Case(
         "batch, torch's",
         nj.batch_norm,
@@ -141,7 +136,15 @@ CASES = [
         (0,),
     ),
     Case("batch, debiased", nj.batch_norm, nj.batch_norm(debias=True), (8, 4), _direct((0,), (1,), epsilon=1e-5), (0,)),
-    Case("group", nj.group_norm, nj.group_norm(num_groups=2), (4, 3, 3, 8), _group(2, 1e-6), (1, 2, 3)),
+    Case(
+        "group",
+        nj.group_norm,
+        nj.group_norm(num_groups=2),
+        (4, 3, 3, 8),
+        _group(2, 1e-6),
+        (1, 2, 3),
+        channels_first=nj.group_norm(num_groups=2, feature_axis=1),
+    ),
     Case(
         "group by size",
         nj.group_norm,
@@ -150,7 +153,15 @@ CASES = [
         _group(4, 1e-6),
         (1,),
     ),
-    Case("instance", nj.instance_norm, nj.instance_norm(), (4, 3, 4, 5), _direct((1, 2), (3,), epsilon=1e-6), (1, 2)),
+    Case(
+        "instance",
+        nj.instance_norm,
+        nj.instance_norm(),
+        (4, 3, 4, 5),
+        _direct((1, 2), (3,), epsilon=1e-6),
+        (1, 2),
+        channels_first=nj.instance_norm(feature_axes=1),
+    ),
     Case(
         "instance, tracked",
         nj.instance_norm,

@@ -1,0 +1,8 @@
+"""Adapters of weight reparametrizations."""
+
+from collections.abc import Callable
+
+from tests.golden.adapters._kinds import Adapter
+from tests.golden.vectors import Vector
+
+ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {}

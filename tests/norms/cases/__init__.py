@@ -1,0 +1,10 @@
+"""The one list of cases that the battery runs over: a method that is exported and not here fails a test."""
+
+from tests.norms.cases import activations, conditional, mixtures, plain, tokens, vision, written_backward
+from tests.norms.cases._case import Case as Case
+
+CASES: list[Case] = [
+    case
+    for family in (plain, written_backward, mixtures, activations, tokens, vision, conditional)
+    for case in family.CASES
+]
