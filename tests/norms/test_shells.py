@@ -9,17 +9,17 @@ import pytest
 from flax import nnx
 
 import normjax as nj
-from tests.norms.cases import CASES
+from tests.norms.cases import FIRST
 
 EPS32 = float(np.finfo(np.float32).eps)
-over_cases = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+over_methods = pytest.mark.parametrize("case", FIRST, ids=lambda c: c.name)
 
 
 def assign(variable, value):
     variable[...] = value
 
 
-@over_cases
+@over_methods
 def test_linen_equals_nnx_equals_pure(case, rng):
     x = rng.standard_normal(case.shape).astype(np.float32)
     context = case.context(np.random.default_rng(1), case.shape)
