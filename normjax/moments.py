@@ -209,6 +209,11 @@ def standardize(values: jax.Array, mask: jax.Array | None, spec: Standardization
     return normalized, Moments(count, mean, second * count)
 
 
+def means(values: tuple[jax.Array, ...], mask: jax.Array | None, spec: Standardization) -> tuple[jax.Array, ...]:
+    """Means of prepared arrays over the valid positions, merged across devices together; 0 for an empty set."""
+    return _means(values, mask, _count(values[0], mask, spec), spec)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _standardize(values, mask, count, spec: Standardization):
     centred, mean, second = _central(values, mask, count, spec)
