@@ -10,7 +10,7 @@ _COMPENSATED_AFTER = 1000
 
 def put(window: jax.Array, count: jax.Array, value: jax.Array) -> jax.Array:
     """The window with `value` in the slot of step `count`."""
-    slots = jnp.arange(window.shape[0]).reshape(-1, *[1] * value.ndim)
+    slots = jnp.arange(window.shape[0], dtype=count.dtype).reshape(-1, *[1] * value.ndim)
     return jnp.where(slots == count % window.shape[0], value[None].astype(window.dtype), window)
 
 

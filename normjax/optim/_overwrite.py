@@ -27,8 +27,8 @@ def overwrite_with_gradient(inner: optax.GradientTransformation) -> optax.Gradie
     projection, no share in a global norm. Their update is :math:`u = g - p`, so that `optax.apply_updates` replaces
     them by their cotangent :math:`g`. It is exact where :math:`p = 0` or :math:`1/2 \le g/p \le 2` (evaluation has
     :math:`g = p`); elsewhere the two roundings err by at most :math:`2\epsilon \max(|p|, |g|)`, with the
-    machine epsilon of the leaf's dtype. A value that is not finite stays so. Flax's `TrainState` with the collection of that name (see
-    `normjax.linen.Norm`) needs no wrapper and is exact.
+    machine epsilon of the leaf's dtype. A value that is not finite stays so. Flax's `TrainState` with the collection
+    of that name (see `normjax.linen.Norm`) needs no wrapper and is exact.
 
     Put it outermost: `overwrite_with_gradient(nap(adam))`, `overwrite_with_gradient(optax.chain(...))`. With
     `optax.MultiSteps` inside, this state moves with every micro-batch, as the forward statistics do; around the

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import normjax as nj
+from normjax.backward_state import OVERWRITE_WITH_GRADIENT, split_written
 from tests.norms.cases import CASES
 
 EPS32 = float(np.finfo(np.float32).eps)
@@ -29,9 +30,11 @@ def test_linen_equals_nnx_equals_pure(case, rng):
 
     layer = nj.linen.Norm(case.norm)
     variables = layer.init(jax.random.key(0), x, **context)
-    assert jax.tree.structure(variables.get("params", {})) == jax.tree.structure(params)
+    own = {"params": split_written(params)[0], OVERWRITE_WITH_GRADIENT: split_written(params)[1]}
+    for collection, tree in own.items():
+        assert jax.tree.structure(variables.get(collection, {})) == jax.tree.structure(tree)
     # Random parameters come from the module's own streams: the comparison takes those of the pure function.
-    variables = {**variables, "params": params}
+    variables = {**variables, **own}
     linen_y, updates = jax.jit(lambda v, x: layer.apply(v, x, mutable=["batch_stats"], **context))(variables, x)
     linen_eval = jax.jit(lambda v, x: layer.apply(v, x, True, **context))({**variables, **updates}, x)
 
