@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import AxisName, Standardization, means, standardization, standardize, variance
+from normjax.moments import AxisName, Standardization, count_valid, means, standardization, standardize, variance
 from normjax.norms.batch_norm import batch_axes
 
 
@@ -27,9 +27,19 @@ def mean_square(values: jax.Array, mask: Any, spec: Standardization) -> tuple[ja
     return _per_feature(square, spec), _per_feature(jnp.broadcast_to(moments.count > 0, square.shape), spec)
 
 
-def gradient_means(values: tuple[jax.Array, ...], mask: Any, spec: Standardization) -> tuple[jax.Array, ...]:
-    """Means of every feature over all positions, or over the valid ones if there is a mask; 0 for none."""
-    return tuple(_per_feature(mean, spec) for mean in means(values, mask, spec))
+def backward_set(values: jax.Array, mask: Any, spec: Standardization) -> tuple[Any, jax.Array]:
+    """Over what a backward pass takes means: the mask, or `None` for all positions, and its count.
+
+    Counting there would be a collective of a constant, which `vmap` with an axis name cannot see in a backward pass.
+    """
+    return mask, count_valid(values, mask, spec)
+
+
+def gradient_means(
+    values: tuple[jax.Array, ...], over: tuple[Any, jax.Array], spec: Standardization
+) -> list[jax.Array]:
+    """Means of every feature over a `backward_set`; 0 for an empty one."""
+    return [_per_feature(mean, spec) for mean in means(values, *over, spec)]
 
 
 def _per_feature(kept: jax.Array, spec: Standardization) -> jax.Array:

@@ -18,8 +18,8 @@ def _geometric(window: jax.Array) -> jax.Array:
     return jnp.exp(jnp.mean(jnp.log(window), axis=0))
 
 
-def _filter(state, window, square, seen, warmup: int, max_skips: int | None):
-    """Whether this batch is an outlier, the window without it, and the number of skips in a row if guarded."""
+def _filter(state, window, running, square, seen, warmup: int, max_skips: int | None):
+    """Whether this batch is an outlier, window and running value without it, and skips in a row if guarded."""
     old, count, size = state["buffer_x2"], state["count"] + 1, window.shape[0]
     deviations = compute_moments(jnp.sqrt(old), tuple(range(old.ndim)))
     threshold = size * variance(deviations, ddof=1).reshape((1,) * square.ndim)
@@ -28,12 +28,13 @@ def _filter(state, window, square, seen, warmup: int, max_skips: int | None):
     outlier = armed & jnp.any((gap > threshold) & seen)
     streak = None
     if max_skips is not None:
-        # So many outliers in a row are the new scale: the window starts again with it.
+        # So many outliers in a row are the new scale: everything starts again with it.
         lasting = outlier & (state["streak"] >= max_skips)
         window = jnp.where(lasting, jnp.broadcast_to(square, window.shape).astype(window.dtype), window)
+        running = jnp.where(lasting, square, running)
         outlier = outlier & ~lasting
         streak = jnp.where(outlier, state["streak"] + 1, 0)
-    return outlier, jnp.where(outlier, put(window, count, state["var"]), window), streak
+    return outlier, jnp.where(outlier, put(window, count, running), window), running, streak
 
 
 def smooth(state, square, seen, *, warmup: int, momentum: float, epsilon: float, filtered: bool, max_skips: int | None):
@@ -44,7 +45,7 @@ def smooth(state, square, seen, *, warmup: int, momentum: float, epsilon: float,
     new = {"count": count, "skipped": state["skipped"]}
     skip = outlier = jnp.zeros((), bool) | (size == 1)
     if filtered:
-        outlier, window, streak = _filter(state, window, square, seen, warmup, max_skips)
+        outlier, window, running, streak = _filter(state, window, running, square, seen, warmup, max_skips)
         skip, new["skipped"] = skip | outlier, state["skipped"] + outlier.astype(jnp.int32)
         if streak is not None:
             new["streak"] = streak

@@ -26,7 +26,7 @@ from normjax._method import method
 from normjax.backward_state import OVERWRITE_WITH_GRADIENT, keep_in_backward, require_written, write_in_backward
 from normjax.moments import AxisName, prepare
 from normjax.norms._affine import Initializer, affine, default_init, init_affine
-from normjax.norms._gradient_statistics import batch_spec, gradient_means, keep_unseen, mean_square
+from normjax.norms._gradient_statistics import backward_set, batch_spec, gradient_means, keep_unseen, mean_square
 from normjax.norms.rms_norm import rms_normalize
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
 from normjax.transform import NormTransform
@@ -52,13 +52,13 @@ def _scale_groups(values: jax.Array, mask: jax.Array | None, axis: int, group_si
 
 def _approximate_backward(g, z, written, saved, *, spec, spread, rate: float, stable: bool):
     """The cotangent of u, and the new state, from that of z."""
-    factor, mask, seen = saved
-    z = z if mask is None else jnp.where(mask, z, 0)
+    factor, over, seen = saved
+    z = z if over[0] is None else jnp.where(over[0], z, 0)
     if stable:
-        (energy,) = gradient_means((z * z,), mask, spec)
+        (energy,) = gradient_means((z * z,), over, spec)
         rate = spread(rate / jnp.maximum(rate * energy, 1))
     projected = g - rate * spread(written["ema_gz"]) * z
-    (mean,) = gradient_means((projected * z,), mask, spec)
+    (mean,) = gradient_means((projected * z,), over, spec)
     new = {"ema_gz": written["ema_gz"].astype(mean.dtype) + mean}
     return projected * factor, keep_unseen(new, written, seen)
 
@@ -169,7 +169,8 @@ def power_norm(
         running, count = running.astype(square.dtype), state["count"] + 1
         k = count.astype(square.dtype)
         z = values * inverse_root(spread(jnp.where(count <= warmup, square, running)), epsilon)
-        saved = (inverse_root(spread(square), epsilon), mask if mask_backward else None, seen)
+        over = backward_set(values, mask if mask_backward else None, spec)
+        saved = (inverse_root(spread(square), epsilon), over, seen)
         backward = functools.partial(
             _approximate_backward, spec=spec, spread=spread, rate=1 - backward_momentum, stable=stable
         )

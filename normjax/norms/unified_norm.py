@@ -18,9 +18,10 @@ State: `var` is $\bar\sigma^2$, `buffer_x2` the window, `count` is $k$, `skipped
 `ema_gz`, $s$, and `buffer_gz` (see `normjax.backward_state`). Evaluation uses $\bar\sigma^2$ and folds. While $q$ is
 used, weights that feed it are scale-invariant unit by unit; later as far as the window follows.
 
-Published hazards. Skipped batches enter $\bar\sigma^2$, which then fills slots: after a large outlier, or a lasting
-change of scale, the filter can latch and skip for many steps. With a warm-up shorter than the window it skips because
-slots are empty. `max_skips=` guards against both. A mask reaches $q$ only, the backward means run over padding too;
+Published hazards. Skipped batches enter $\bar\sigma^2$, which then fills slots: after outliers, and longest after a
+lasting fall of the scale, the filter latches and skips for many steps. A warm-up shorter than the window leaves slots
+empty, which look like outliers. `max_skips=` guards against both. The threshold includes the spread between features;
+where they are alike it is tight. A mask reaches $q$ only, the backward means run over padding too;
 `mask_backward=True` is the correct rule.
 """
 
@@ -34,7 +35,7 @@ from normjax._method import method
 from normjax.backward_state import OVERWRITE_WITH_GRADIENT, keep_in_backward, require_written, write_in_backward
 from normjax.moments import AxisName, prepare
 from normjax.norms._affine import Initializer, affine, default_init, init_affine
-from normjax.norms._gradient_statistics import batch_spec, gradient_means, keep_unseen, mean_square
+from normjax.norms._gradient_statistics import backward_set, batch_spec, gradient_means, keep_unseen, mean_square
 from normjax.norms._window import put, smooth
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
 from normjax.transform import NormTransform
@@ -42,9 +43,9 @@ from normjax.transform import NormTransform
 
 def _smoothed_backward(g, z, written, saved, *, spec, spread, warmup: int, momentum: float):
     """The cotangent of x, and the new state, from that of z."""
-    factor, ratio, count, skip, seen, mask = saved
-    z, g = (z if mask is None else jnp.where(mask, z, 0)), g * spread(ratio)
-    (mean,) = gradient_means((g * z,), mask, spec)
+    factor, ratio, count, skip, seen, over = saved
+    z, g = (z if over[0] is None else jnp.where(over[0], z, 0)), g * spread(ratio)
+    (mean,) = gradient_means((g * z,), over, spec)
     old, size = written["ema_gz"].astype(mean.dtype), written["buffer_gz"].shape[0]
     window = put(written["buffer_gz"], count, jnp.where(skip, old, mean))
     plain = (count <= max(size, warmup - 1)) | skip
@@ -102,8 +103,8 @@ def unified_norm(
       epsilon: Non-negative number added to mean squares.
       outlier_filtration: Whether outliers are skipped; the authors' choice for vision, not for language.
       max_skips: Guard of the filtration, `None` as published: skipped batches leave the running mean square alone, the
-        filter waits until the window is full, and after this many skips in a row (say $M$) the window starts again
-        from the batch. State gains `"streak"`.
+        filter waits until the window is full, and after this many skips in a row (say $M$) the window and the running
+        mean square start again from the batch. State gains `"streak"`.
       mask_backward: Whether the backward pass leaves out what the mask does; `False` is published.
       frozen: Whether running statistics are used, and all state kept, in training too.
       use_scale: Whether there is a scale.
@@ -134,9 +135,11 @@ def unified_norm(
     _checks.check_epsilon(epsilon)
     _checks.check_fraction("momentum", momentum)
     _checks.check_count("warmup", warmup)
-    forward_window, backward_window = (window, window) if isinstance(window, int) else tuple(window)
-    _checks.check_count("window", forward_window, 1)
-    _checks.check_count("window", backward_window, 1)
+    windows = (window, window) if isinstance(window, int) else tuple(window)
+    if len(windows) != 2:
+        raise ValueError(f"expected window to be an int or a pair (forward, backward), got window={window!r}.")
+    for size in windows:
+        _checks.check_count("window", size, 1)
     if max_skips is not None:
         _checks.check_count("max_skips", max_skips, 1)
         if not outlier_filtration:
@@ -149,9 +152,9 @@ def unified_norm(
         _, features = batch_spec(x, feature_axes, epsilon, axis_name, axis_index_groups)
         shape, dtype = tuple(x.shape[a] for a in features), statistics_dtype(x.dtype)
         params = init_affine(rng, shape, precision, scale_init, bias_init)
-        written = {"ema_gz": jnp.zeros(shape, dtype), "buffer_gz": jnp.zeros((backward_window, *shape), dtype)}
+        written = {"ema_gz": jnp.zeros(shape, dtype), "buffer_gz": jnp.zeros((windows[1], *shape), dtype)}
         counters = ("count", "skipped") if max_skips is None else ("count", "skipped", "streak")
-        state = {"var": jnp.ones(shape, dtype), "buffer_x2": jnp.zeros((forward_window, *shape), dtype)}
+        state = {"var": jnp.ones(shape, dtype), "buffer_x2": jnp.zeros((windows[0], *shape), dtype)}
         state |= {name: jnp.zeros((), jnp.int32) for name in counters}
         return {**params, OVERWRITE_WITH_GRADIENT: written}, state
 
@@ -180,7 +183,8 @@ def unified_norm(
             max_skips=max_skips,
         )
         factor = inverse_root(spread(var), epsilon)
-        saved = (factor, ratio, new["count"], skip, seen, mask if mask_backward else None)
+        over = backward_set(values, mask if mask_backward else None, spec)
+        saved = (factor, ratio, new["count"], skip, seen, over)
         backward = functools.partial(_smoothed_backward, spec=spec, spread=spread, warmup=warmup, momentum=momentum)
         z = write_in_backward(backward, values, values * factor, written, saved)
         if scale is not None:
