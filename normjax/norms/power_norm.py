@@ -33,7 +33,7 @@ from normjax.transform import NormTransform
 
 
 def _group_size(features: tuple[int, ...], num_groups: int) -> int:
-    if len(features) > 1 or num_groups < 1 or features[0] % num_groups:
+    if len(features) != 1 or num_groups < 1 or features[0] % num_groups:
         raise ValueError(
             f"num_groups={num_groups} must divide a single feature axis, got features of shape {features}; "
             "num_groups=None leaves group scaling out."
