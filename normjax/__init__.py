@@ -9,6 +9,8 @@ from normjax import linen as linen
 from normjax import nnx as nnx
 from normjax import optim as optim
 from normjax import precision as precision
+from normjax.backward_state import keep_in_backward as keep_in_backward
+from normjax.backward_state import write_in_backward as write_in_backward
 from normjax.moments import Moments as Moments
 from normjax.moments import compute_moments as compute_moments
 from normjax.moments import merge_moments as merge_moments
@@ -22,13 +24,16 @@ from normjax.norms import instance_normalize as instance_normalize
 from normjax.norms import layer_norm as layer_norm
 from normjax.norms import layer_normalize as layer_normalize
 from normjax.norms import normalize_with_statistics as normalize_with_statistics
+from normjax.norms import power_norm as power_norm
 from normjax.norms import rms_norm as rms_norm
 from normjax.norms import rms_normalize as rms_normalize
+from normjax.norms import unified_norm as unified_norm
 from normjax.optim import decay_towards_init as decay_towards_init
 from normjax.optim import effective_learning_rates as effective_learning_rates
 from normjax.optim import hidden_weights as hidden_weights
 from normjax.optim import nap as nap
 from normjax.optim import norm_growth_schedule as norm_growth_schedule
+from normjax.optim import overwrite_with_gradient as overwrite_with_gradient
 from normjax.optim import project_weights as project_weights
 from normjax.optim import track_effective_lr as track_effective_lr
 from normjax.optim import weight_motion as weight_motion

@@ -119,7 +119,7 @@ def compute_moments(
     """
     spec = standardization(x, axis, axis_name=axis_name, axis_index_groups=axis_index_groups)
     values, mask = prepare(x, mask)
-    count = _count(values, mask, spec)
+    count = count_valid(values, mask, spec)
     _, mean, second = _central(values, mask, count, spec)
     return Moments(count, mean, second * count)
 
@@ -204,7 +204,7 @@ def standardize(values: jax.Array, mask: jax.Array | None, spec: Standardization
       `(normalized, moments)`. Without centring, `moments.mean` is 0 and `m2` the sum of squares. Positions that
       are masked out are normalized too, with statistics they did not enter.
     """
-    count = _count(values, mask, spec)
+    count = count_valid(values, mask, spec)
     normalized, mean, second = _standardize(values, mask, count, spec)
     return normalized, Moments(count, mean, second * count)
 
@@ -222,10 +222,10 @@ def _standardize_jvp(spec: Standardization, primals, tangents):
     factor = _factor(second, count, spec)
     dot = tangents[0]
     if spec.centre:
-        mean_dot, radial = _means((dot, normalized * dot), mask, count, spec)
+        mean_dot, radial = means((dot, normalized * dot), mask, count, spec)
         rest = dot - mean_dot
     else:
-        (radial,) = _means((normalized * dot,), mask, count, spec)
+        (radial,) = means((normalized * dot,), mask, count, spec)
         mean_dot, rest = jnp.zeros_like(mean), dot
     gain = tangent_gain(second, spec.epsilon, spec.epsilon_mode)
     normalized_dot = factor * (rest - normalized * (gain * radial))
@@ -241,12 +241,12 @@ def _factor(second, count, spec: Standardization):
 def _central(values, mask, count, spec: Standardization):
     """Centred values, mean and second moment; one reduction without centring, two with it."""
     if not spec.centre:
-        (second,) = _means((values * values,), mask, count, spec)
+        (second,) = means((values * values,), mask, count, spec)
         return values, jnp.zeros_like(second), second
     # The first mean only has to be near: it is a constant for autodiff. What it lacks is measured in the second pass.
-    near = _rounded(jax.lax.stop_gradient(_means((values,), mask, count, spec)[0]))
+    near = _rounded(jax.lax.stop_gradient(means((values,), mask, count, spec)[0]))
     shifted = values - near
-    rest, square = _means((shifted, shifted * shifted), mask, count, spec)
+    rest, square = means((shifted, shifted * shifted), mask, count, spec)
     rest = _rounded(rest)
     # rest is a rounding error of near, so nothing cancels here; the clip is for constant rows.
     second = jnp.maximum(square - rest * rest, 0)
@@ -260,7 +260,8 @@ def _rounded(mean: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(mean), mean, jnp.nan)
 
 
-def _count(values, mask, spec: Standardization) -> jax.Array:
+def count_valid(values: jax.Array, mask: jax.Array | None, spec: Standardization) -> jax.Array:
+    """Number of valid positions of every set, as `means` needs it, merged across devices."""
     if mask is None:
         size = math.prod(values.shape[a] for a in spec.axes)
         count = jnp.full((1,) * values.ndim, size, values.dtype)
@@ -272,7 +273,9 @@ def _count(values, mask, spec: Standardization) -> jax.Array:
     return _across(valid, spec).astype(values.dtype)
 
 
-def _means(values: tuple[jax.Array, ...], mask, count, spec: Standardization) -> tuple[jax.Array, ...]:
+def means(
+    values: tuple[jax.Array, ...], mask: jax.Array | None, count: jax.Array, spec: Standardization
+) -> tuple[jax.Array, ...]:
     """Means of several arrays over the valid positions, merged across devices together; 0 for an empty set."""
     if mask is not None:
         values = tuple(jnp.where(mask, v, 0) for v in values)

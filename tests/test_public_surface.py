@@ -19,7 +19,7 @@ ROOMS = ["normjax", "normjax.linen", "normjax.nnx", "normjax.norms", "normjax.op
 FLOORS = [
     ["normjax._checks", "normjax._method", "normjax.precision"],
     ["normjax.moments"],
-    ["normjax.transform"],
+    ["normjax.backward_state", "normjax.transform"],
     ["normjax._compat", "normjax.norms", "normjax.optim"],
     ["normjax.linen"],
     ["normjax.nnx"],

@@ -9,5 +9,7 @@ from normjax.norms.instance_norm import instance_norm as instance_norm
 from normjax.norms.instance_norm import instance_normalize as instance_normalize
 from normjax.norms.layer_norm import layer_norm as layer_norm
 from normjax.norms.layer_norm import layer_normalize as layer_normalize
+from normjax.norms.power_norm import power_norm as power_norm
 from normjax.norms.rms_norm import rms_norm as rms_norm
 from normjax.norms.rms_norm import rms_normalize as rms_normalize
+from normjax.norms.unified_norm import unified_norm as unified_norm

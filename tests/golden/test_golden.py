@@ -84,6 +84,8 @@ def test_stepwise(vector):
         x, context = jnp.asarray(a["eval_x"], dtype), case.context(a, None)
         y, _ = case.norm.apply(params, state, x, train=False, mask=mask, **context)
         assert_close(y, a["eval_y"], tolerance, "eval y")
+    if case.beside is not None:
+        case.beside(vector)
 
 
 def _at(tree, path):
