@@ -72,10 +72,10 @@ def adaptive_balance_normalize(
 
     Example:
       >>> import jax.numpy as jnp, normjax as nj
-      >>> x, task = jnp.array([[0.0], [2.0], [8.0]]), jnp.array([0, 0, 1])
+      >>> x, task = jnp.array([[0.0], [2.0], [6.0]]), jnp.array([0, 0, 1])
       >>> _, moments, current = nj.adaptive_balance_normalize(x, task, jnp.zeros(2))
       >>> print(moments.mean.round(3), current)
-      [[3.8]] 1
+      [[3.]] 1
 
     References:
       Lyu et al. 2023, [Overcoming Recency Bias of Normalization Statistics in Continual
@@ -154,11 +154,11 @@ def adaptive_balance_norm(
     Example:
       >>> import jax.numpy as jnp, normjax as nj
       >>> norm = nj.adaptive_balance_norm(2, kappa=0.0)
-      >>> x, task = jnp.array([[0.0], [2.0], [8.0]]), jnp.array([0, 0, 1])
+      >>> x, task = jnp.array([[0.0], [2.0], [6.0]]), jnp.array([0, 0, 1])
       >>> params, state = norm.init(None, x)
       >>> _, state = norm.apply(params, state, x, train=True, task=task)
       >>> print(state["mean"].round(3), state["eta"], state["current_task"])
-      [3.8] 1.0 1
+      [3.] 1.0 1
 
     References:
       Lyu et al. 2023, [Overcoming Recency Bias of Normalization Statistics in Continual
@@ -178,14 +178,13 @@ def adaptive_balance_norm(
         params |= {"task_weight": jnp.zeros(num_tasks, precision.parameters)}
         return params, state | {"current_task": jnp.zeros((), jnp.int32)}
 
-    def apply(params, state, x, *, train, mask=None, task=None, current_task=None, **context):
+    def apply(params, state, x, *, train, mask=None, task=None, current_task=0, **context):
         del context
         affine = params["scale"], params["bias"]
         common = {"feature_axes": feature_axes, "epsilon": epsilon, "precision": precision}
         if not train:
             return normalize_with_statistics(x, state["mean"], state["var"], *affine, **common), state
-        given = 0 if current_task is None else current_task
-        current = jnp.maximum(state["current_task"], jnp.asarray(given, jnp.int32))
+        current = jnp.maximum(state["current_task"], jnp.asarray(current_task, jnp.int32))
         options = {"mask": mask, "axis_name": axis_name, "axis_index_groups": axis_index_groups} | common
         y, moments, current = adaptive_balance_normalize(
             x, task, params["task_weight"], *affine, current_task=current, renormalize=renormalize, **options
