@@ -129,10 +129,10 @@ def batch_renorm(
     """Batch renormalization as a transform; parameters `{"scale", "bias"}`.
 
     Args:
-      r_max: Number, or schedule of the number of earlier steps (state gains `"count"`). The paper ramps from 1 to 3
-        over the steps 5,000 to 40,000: `optax.linear_schedule(1, 3, 35_000, 5_000)`.
+      r_max: Number, or schedule of the number of earlier steps, a float (state gains `"count"`). The paper ramps it from
+        1 to 3, e.g. `optax.linear_schedule(1, 3, 35_000, 5_000)`.
       r_min: Likewise; `None` is `1 / r_max`.
-      d_max: Likewise; 0 to 5 over the steps 5,000 to 25,000 in the paper. With 1 and 0 this is batch normalization.
+      d_max: Likewise; from 0 to 5 in the paper. With 1 and 0 this is batch normalization.
       momentum: Weight of the old value of the statistics for evaluation.
       renorm_momentum: Weight of the old value of those that correct.
       feature_axes: Axes that keep their own statistics.
@@ -178,7 +178,8 @@ def batch_renorm(
         common = {"feature_axes": feature_axes, "epsilon": epsilon, "precision": precision}
         if not train:
             return normalize_with_statistics(x, state["mean"], state["var"], *affine, **common), state
-        common |= {name: b(state["count"]) if callable(b) else b for name, b in bounds.items()}
+        step = state["count"].astype(state["mean"].dtype) if counted else 0
+        common |= {name: b(step) if callable(b) else b for name, b in bounds.items()}
         mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
         y, moments = batch_renormalize(
             x, state["renorm_mean"], state["renorm_stddev"], *affine, mask=mask, **common, **mapped
