@@ -209,6 +209,29 @@ def standardize(values: jax.Array, mask: jax.Array | None, spec: Standardization
     return normalized, Moments(count, mean, second * count)
 
 
+def weightedmeans(
+    values: tuple[jax.Array, ...], weights: jax.Array, spec: Standardization
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The sum of the weights (real numbers >= 0, of full rank) and the weighted means; 0 where nothing weighs."""
+    terms = (jnp.broadcast_to(weights, values[0].shape), *(v * weights for v in values))
+    total, *sums = across(tuple(jnp.sum(t, axis=spec.axes, keepdims=True) for t in terms), spec)
+    divisor = jnp.where(total > 0, total, 1)
+    return total, tuple(s / divisor for s in sums)
+
+
+def weighted_central(
+    values: jax.Array, weights: jax.Array, spec: Standardization
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Values minus their weighted mean, the sum of the weights, that mean, and the weighted variance.
+
+    Differentiable in values and weights; positions that are masked out have weight 0.
+    """
+    near = _rounded(jax.lax.stop_gradient(weightedmeans((values,), weights, spec)[1][0]))
+    shifted = values - near
+    total, (rest, square) = weightedmeans((shifted, shifted * shifted), weights, spec)
+    return shifted - rest, total, near + rest, jnp.maximum(square - rest * rest, 0)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _standardize(values, mask, count, spec: Standardization):
     centred, mean, second = _central(values, mask, count, spec)
@@ -261,16 +284,16 @@ def _rounded(mean: jax.Array) -> jax.Array:
 
 
 def count_valid(values: jax.Array, mask: jax.Array | None, spec: Standardization) -> jax.Array:
-    """Number of valid positions of every set, as `means` needs it, merged across devices."""
+    """The number of valid positions over the axes of `spec` and its mapped axis, in the dtype of `values`."""
     if mask is None:
         size = math.prod(values.shape[a] for a in spec.axes)
         count = jnp.full((1,) * values.ndim, size, values.dtype)
         # psum of a constant is the axis size times it: no collective is emitted.
-        return count if spec.axis_name is None else _across(count, spec)
+        return count if spec.axis_name is None else across(count, spec)
     # A mask axis of size 1 stands for the whole axis of the values. Integers count exactly.
     repeat = math.prod(values.shape[a] for a in spec.axes if mask.shape[a] == 1)
     valid = jnp.sum(mask, axis=spec.axes, keepdims=True, dtype=jnp.int32) * repeat
-    return _across(valid, spec).astype(values.dtype)
+    return across(valid, spec).astype(values.dtype)
 
 
 def means(
@@ -279,12 +302,13 @@ def means(
     """Means of several arrays over the valid positions, merged across devices together; 0 for an empty set."""
     if mask is not None:
         values = tuple(jnp.where(mask, v, 0) for v in values)
-    sums = _across(tuple(jnp.sum(v, axis=spec.axes, keepdims=True) for v in values), spec)
+    sums = across(tuple(jnp.sum(v, axis=spec.axes, keepdims=True) for v in values), spec)
     divisor = jnp.maximum(count, 1)
     return tuple(total / divisor for total in sums)
 
 
-def _across(value, spec: Standardization):
+def across(value: Any, spec: Standardization) -> Any:
+    """The sum over the mapped axis of `spec`, if it has one."""
     if spec.axis_name is None:
         return value
     groups = None if spec.axis_index_groups is None else [list(g) for g in spec.axis_index_groups]

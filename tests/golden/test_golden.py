@@ -72,7 +72,9 @@ def test_stepwise(vector):
             assert_close(y, a["y"][t], tolerance, f"y at step {t}")
             assert_close(gx, a["gx"][t], tolerance, f"gx at step {t}")
             for theirs, path in case.params.items():
-                assert_close(_at(gparams, path), a[f"grad_{theirs}"][t], tolerance, f"grad {theirs} at step {t}")
+                gradient = _at(gparams, path)
+                expected = a[f"grad_{theirs}"][t].reshape(gradient.shape)
+                assert_close(gradient, expected, tolerance, f"grad {theirs} at step {t}")
             # What the backward pass writes comes out as the gradient of what it read.
             params = _set(params, {path: _at(gparams, path) for path in written.values()})
             for tree, paths in ((state, kept), (params, written)):
