@@ -118,7 +118,8 @@ def attention_temperature(
         _checks.check_input(x)
         _checks.check_parameter("log_temperature", params["log_temperature"], x.shape, (x.shape[axes[0]],))
         values, _ = prepare(x, mask)
-        factor = gain * learned_temperature(params["log_temperature"], maximum=maximum, clamp=clamp) ** power
+        stored = params["log_temperature"].astype(values.dtype)
+        factor = gain * learned_temperature(stored, maximum=maximum, clamp=clamp) ** power
         factor = _checks.broadcast_to_features(factor, axes, x.ndim)
         return scale_shift_cast(values, factor, None, x.dtype, precision)
 

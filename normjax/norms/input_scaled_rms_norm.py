@@ -2,12 +2,12 @@ r"""Input-scaled RMS normalization (Muse Spark): the scale comes before the stat
 
 $$y = \text{RMS}\big((o + w) \odot x\big),\qquad o = 1,\ w_0 = 0$$
 
-The scale turns the input and cannot change the length of the output. The model adds 1 in the weight's own dtype and
-rounds the product to the input's dtype before it normalizes; so does this. No paper: the model's public code is the
-source. No state. Weights that feed it are jointly scale-invariant, and so is $o + w$ itself.
+The scale turns the input and cannot change the length of the output. The product is rounded to the input's dtype before
+it is normalized, as the model does; it also adds 1 in the weight's own dtype (`Precision(narrow_offset=True)`).
+No paper: the model's public code is the source. No state. Weights that feed it are jointly scale-invariant, and so is
+$o + w$ itself.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -17,7 +17,7 @@ from normjax._method import method
 from normjax.moments import prepare
 from normjax.norms._affine import Initializer, default_init, init_affine
 from normjax.norms.rms_norm import rms_normalize
-from normjax.precision import TORCH, EpsilonMode, Precision, offset_scale, promote
+from normjax.precision import TORCH, EpsilonMode, Precision, offset_scale, promote, statistics_dtype
 from normjax.transform import NormTransform, stateless
 
 
@@ -59,7 +59,7 @@ def input_scaled_rms_normalize(
     axes = _checks.canonical_axes((axis,), x.ndim)
     _checks.check_input(x, axes)
     _checks.check_parameter("scale", scale, x.shape, (x.shape[axes[0]],))
-    factor = offset_scale(scale, scale_offset, scale.dtype, dataclasses.replace(precision, narrow_offset=True))
+    factor = offset_scale(scale, scale_offset, statistics_dtype(x.dtype, precision), precision)
     wide = promote(x.dtype, factor.dtype)
     values, _ = prepare(x, mask, wide)
     factor = _checks.broadcast_to_features(factor.astype(wide), axes, x.ndim)

@@ -17,7 +17,7 @@ from normjax import _checks
 from normjax._method import method
 from normjax.norms.l2_norm import l2_normalize
 from normjax.norms.ngpt_norm import base_scale_of, ngpt_scale
-from normjax.precision import TORCH, Precision, statistics_dtype
+from normjax.precision import TORCH, Precision, promote, statistics_dtype
 from normjax.transform import NormTransform, stateless
 
 
@@ -121,7 +121,8 @@ def ngpt_interpolation(
         del context
         if update is None:
             raise ValueError("ngpt_interpolation needs the context update=, the block's output; got none.")
-        alpha = ngpt_scale(params["alpha"], initial=initial, base_scale=base_scale)
+        stored = params["alpha"].astype(promote(params["alpha"].dtype, x.dtype))
+        alpha = ngpt_scale(stored, initial=initial, base_scale=base_scale)
         return ngpt_interpolate(x, update, alpha, axis=axis, mask=mask, precision=precision)
 
     return stateless(fn, init_params)

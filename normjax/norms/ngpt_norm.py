@@ -106,7 +106,8 @@ def ngpt_norm(
 
     def fn(params, x, *, mask, **context):
         del context
-        return normalize(x, ngpt_scale(params["scale"], initial=initial, base_scale=base_scale), mask=mask)
+        stored = params["scale"].astype(promote(params["scale"].dtype, x.dtype))
+        return normalize(x, ngpt_scale(stored, initial=initial, base_scale=base_scale), mask=mask)
 
     return stateless(fn, init_params)
 
