@@ -209,6 +209,23 @@ def standardize(values: jax.Array, mask: jax.Array | None, spec: Standardization
     return normalized, Moments(count, mean, second * count)
 
 
+def raw_means(
+    arrays: tuple[jax.Array, ...], mask: jax.Array | None, spec: Standardization
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """Means of several arrays in one pass, for equations in raw sums, where nothing cancels and nothing is centred.
+
+    Args:
+      arrays: Arrays of one shape, prepared (`prepare`), such as `(values, values * values)`.
+      mask: Boolean, full rank, as returned by `prepare`, or `None`.
+      spec: What is reduced; its epsilon and centring do not matter.
+
+    Returns:
+      `(means, count)`, reduced axes kept with size 1; 0 for an empty set, whose count is 0.
+    """
+    count = _count(arrays[0], mask, spec)
+    return _means(arrays, mask, count, spec), count
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _standardize(values, mask, count, spec: Standardization):
     centred, mean, second = _central(values, mask, count, spec)

@@ -4,9 +4,9 @@ $$y = \frac{z}{\sqrt{\frac{1}{n+1}\left(\sum_i z_i^2 + \left(\sum_i z_i\right)^2
 \qquad z \in \mathbb R^n$$
 
 The entry left out is $-\sum_i z_i$, so that this is the RMS normalization of all $n + 1$ entries, with the same
-epsilon. The quantity under the root is computed as $M_2 / (n+1) + n \mu^2$, a sum of positive terms. A transformer
-whose residual stream has mean zero may keep it compressed and needs no layer norm. No parameters (they fold into the
-consumers), no state. Weights that feed it are jointly scale-invariant up to epsilon.
+epsilon. Under the root is a sum of positive terms: nothing cancels. A transformer whose residual stream has mean zero
+may keep it compressed and needs no layer norm. No parameters (they fold into the consumers), no state. Weights that
+feed it are jointly scale-invariant up to epsilon.
 """
 
 import functools
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import prepare, standardization, standardize
+from normjax.moments import prepare, raw_means, standardization
 from normjax.norms._affine import affine, multiplied
 from normjax.precision import TORCH, EpsilonMode, Precision, inverse_root, statistics_dtype
 from normjax.transform import NormTransform, stateless
@@ -60,9 +60,8 @@ def crms_normalize(
     _checks.check_epsilon(epsilon)
     spec = standardization(x, (axis,))
     values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
-    _, moments = standardize(values, mask, spec)
-    count = moments.count
-    square = moments.m2 / (count + 1) + count * moments.mean**2
+    (mean, square), count = raw_means((values, values * values), mask, spec)
+    square = (count * square + (count * mean) ** 2) / (count + 1)
     factor = inverse_root(jnp.where(count > 0, square, 1), epsilon, epsilon_mode)
     normalized, precision = multiplied(values, factor, x.dtype, (), precision)
     return affine(normalized, x, None, None, spec.axes, precision)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, prepare, standardization, standardize
+from normjax.moments import AxisName, prepare, raw_means, standardization
 from normjax.norms._affine import affine, multiplied
 from normjax.precision import TORCH, EpsilonMode, Precision, inverse_root, statistics_dtype
 from normjax.transform import NormTransform, stateless
@@ -70,9 +70,8 @@ def l2_normalize(
     named = spec.axes if feature_axes is None else _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
     features = () if scale is None or scale.ndim == 0 else named
     values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
-    _, moments = standardize(values, mask, spec)
-    squares = jnp.where(moments.count > 0, moments.m2, 1)
-    factor = inverse_root(squares, epsilon, epsilon_mode)
+    (square,), count = raw_means((values * values,), mask, spec)
+    factor = inverse_root(jnp.where(count > 0, count * square, 1), epsilon, epsilon_mode)
     normalized, precision = multiplied(values, factor, x.dtype, (scale,), precision)
     return affine(normalized, x, scale, None, features, precision)
 

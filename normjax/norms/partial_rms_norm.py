@@ -9,10 +9,11 @@ state. Weights that feed it are jointly scale-invariant up to epsilon.
 import functools
 
 import jax
+import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import prepare, standardization, standardize, variance
+from normjax.moments import prepare, raw_means, standardization
 from normjax.norms._affine import Initializer, affine, default_init, init_affine, multiplied
 from normjax.precision import TORCH, EpsilonMode, Precision, inverse_root, statistics_dtype
 from normjax.transform import NormTransform, stateless
@@ -70,8 +71,8 @@ def partial_rms_normalize(
     values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
     first = functools.partial(jax.lax.slice_in_dim, start_index=0, limit_index=size, axis=a)
     kept = mask if mask is None or mask.shape[a] == 1 else first(mask)
-    _, moments = standardize(first(values), kept, spec)
-    factor = inverse_root(variance(moments), epsilon, epsilon_mode)
+    (square,), count = raw_means((first(values) ** 2,), kept, spec)
+    factor = inverse_root(jnp.where(count > 0, square, 1), epsilon, epsilon_mode)
     normalized, precision = multiplied(values, factor, x.dtype, (scale, bias), precision)
     return affine(normalized, x, scale, bias, spec.axes, precision)
 

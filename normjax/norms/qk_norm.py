@@ -134,7 +134,7 @@ def qk_norm(
             params[name], state[name] = member.init(own, struct, **context)
         return params, state
 
-    def apply(params, state, x, *, train, mask=None, rotate=None, **context):
+    def apply(params, state, x, *, train, mask=None, rotate=None, **context) -> Any:
         _check_inputs(x, value)
         masks = dict(zip(("query", "key", "value"), mask if isinstance(mask, tuple) else (mask,) * 3, strict=False))
         new_state: dict[str, Any] = {}

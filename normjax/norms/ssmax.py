@@ -105,7 +105,8 @@ def scalable_softmax(
       Nakanishi 2025, [Scalable-Softmax Is Superior for Attention](https://arxiv.org/abs/2501.19399).
     """
     _checks.check_input(logits, (logits.ndim - 1,))
-    z, seen = prepare(logits, jnp.ones((1,) * logits.ndim, bool) if mask is None else mask)
+    z, seen = prepare(logits, mask)
+    seen = jnp.ones((1,) * logits.ndim, bool) if seen is None else seen
     seen = jnp.broadcast_to(seen, (*seen.shape[:-1], logits.shape[-1]))
     z = ssmax_scale(z, scale, visible_keys(seen), head_axis=head_axis)
     top = jax.lax.stop_gradient(jnp.max(jnp.where(seen, z, -jnp.inf), axis=-1, keepdims=True))
