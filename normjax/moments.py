@@ -209,7 +209,7 @@ def standardize(values: jax.Array, mask: jax.Array | None, spec: Standardization
     return normalized, Moments(count, mean, second * count)
 
 
-def weightedmeans(
+def weighted_means(
     values: tuple[jax.Array, ...], weights: jax.Array, spec: Standardization
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """The sum of the weights (real numbers >= 0, of full rank) and the weighted means; 0 where nothing weighs."""
@@ -226,10 +226,27 @@ def weighted_central(
 
     Differentiable in values and weights; positions that are masked out have weight 0.
     """
-    near = _rounded(jax.lax.stop_gradient(weightedmeans((values,), weights, spec)[1][0]))
+    near = _rounded(jax.lax.stop_gradient(weighted_means((values,), weights, spec)[1][0]))
     shifted = values - near
-    total, (rest, square) = weightedmeans((shifted, shifted * shifted), weights, spec)
+    total, (rest, square) = weighted_means((shifted, shifted * shifted), weights, spec)
     return shifted - rest, total, near + rest, jnp.maximum(square - rest * rest, 0)
+
+
+def raw_means(
+    arrays: tuple[jax.Array, ...], mask: jax.Array | None, spec: Standardization
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """Means of several arrays in one pass, for equations in raw sums, where nothing cancels and nothing is centred.
+
+    Args:
+      arrays: Arrays of one shape, prepared (`prepare`), such as `(values, values * values)`.
+      mask: Boolean, full rank, as returned by `prepare`, or `None`.
+      spec: What is reduced; its epsilon and centring do not matter.
+
+    Returns:
+      `(means, count)`, reduced axes kept with size 1; 0 for an empty set, whose count is 0.
+    """
+    count = count_valid(arrays[0], mask, spec)
+    return means(arrays, mask, count, spec), count
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))

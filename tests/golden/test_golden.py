@@ -126,7 +126,9 @@ def _combos(vector):
 def _group(arrays, *parts):
     """The arrays whose key starts with the given parts, in either key scheme ("in/x" or "in.x")."""
     prefix = tuple(p for p in parts if p)
-    split = {key: tuple(key.replace(".", "/", len(prefix)).split("/")) for key in arrays}
+    # The dots of a parameter's own name ("param/q_norm.weight") separate nothing.
+    slashed = {key: key if "/" in key else key.replace(".", "/", len(prefix)) for key in arrays}
+    split = {key: tuple(name.split("/")) for key, name in slashed.items()}
     return {"/".join(s[len(prefix) :]): arrays[k] for k, s in split.items() if s[: len(prefix)] == prefix}
 
 

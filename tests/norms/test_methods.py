@@ -73,7 +73,9 @@ def test_scale_invariance_is_as_stated(case):
 def test_folding_is_as_stated(case):
     """In evaluation, an affine map f satisfies f(2x) - f(x) = f(x) - f(0)."""
     zero, once, twice = outputs(case, (0.0, 1.0, 2.0), train=False)
-    affine = close(twice - once, once - zero)
+    # A map that changes with what it reads at each call is affine in its input and still nothing to absorb.
+    fixed = all(name.startswith("(") for name in described(case).context)
+    affine = fixed and close(twice - once, once - zero)
     assert affine == (described(case).folds == "all")
 
 
