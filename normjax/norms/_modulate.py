@@ -64,6 +64,12 @@ def along_features(vectors: jax.Array, x: jax.Array, feature_axis: int, name: st
     return jnp.moveaxis(placed, -1, axis)
 
 
+def at_least(value: Any, x: jax.Array) -> jax.Array:
+    """A condition in the dtype of its promotion with `x`, so that float64 inputs are modulated in float64."""
+    value = jnp.asarray(value)
+    return value.astype(promote(value.dtype, x.dtype))
+
+
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, name: str) -> jax.Array:
     """The linear layer of a modulation: summed in at least float32, rounded to the dtype of input and kernel."""
     if kernel.ndim != 2 or x.ndim < 1 or x.shape[-1] != kernel.shape[0]:

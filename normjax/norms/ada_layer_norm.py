@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from normjax import _checks
 from normjax._method import method
 from normjax.norms._affine import Initializer, default_init
-from normjax.norms._modulate import along_features, given, linear, modulate
+from normjax.norms._modulate import along_features, at_least, given, linear, modulate
 from normjax.norms.layer_norm import layer_norm
 from normjax.precision import TORCH, Precision, statistics_dtype
 from normjax.transform import NormTransform
@@ -106,8 +106,13 @@ def ada_gate(
     """
     if "gate" not in chunks:
         raise ValueError(f"there is no gate among chunks={tuple(chunks)}; make the norm with 'gate' among them.")
+    return _placed(params, x, condition, tuple(chunks), activation, feature_axis)["gate"]
+
+
+def _placed(params, x, condition, chunks: tuple[str, ...], activation, feature_axis: int) -> dict[str, jax.Array]:
+    condition = at_least(condition, x)
     parts = ada_modulation(condition, params["kernel"], params.get("bias"), chunks=len(chunks), activation=activation)
-    return along_features(parts[tuple(chunks).index("gate")], x, feature_axis, "condition")
+    return {k: along_features(v, x, feature_axis, "condition") for k, v in zip(chunks, parts, strict=True)}
 
 
 @method(
@@ -181,11 +186,8 @@ def ada_layer_norm(
     def apply(params, state, x, *, train, mask=None, condition=None, **context):
         condition = given("ada_layer_norm", "condition", condition)
         y, state = inside.apply(params["norm"], state, x, train=train, mask=mask, condition=condition, **context)
-        parts = ada_modulation(
-            condition, params["kernel"], params.get("bias"), chunks=len(chunks), activation=activation
-        )
-        named = {k: along_features(v, x, feature_axis, "condition") for k, v in zip(chunks, parts, strict=True)}
-        return modulate(y, named.get("scale"), named.get("shift")), state
+        placed = _placed(params, x, condition, chunks, activation, feature_axis)
+        return modulate(y, placed.get("scale"), placed.get("shift")), state
 
     return NormTransform(init, apply)
 

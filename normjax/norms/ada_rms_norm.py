@@ -14,7 +14,7 @@ from normjax import _checks
 from normjax._method import method
 from normjax.moments import prepare, standardization, standardize, variance
 from normjax.norms._affine import Initializer, default_init
-from normjax.norms._modulate import along_features, given, linear
+from normjax.norms._modulate import along_features, at_least, given, linear
 from normjax.precision import TORCH, Precision, inverse_root, scale_shift_cast, statistics_dtype
 from normjax.transform import NormTransform, stateless
 
@@ -58,7 +58,7 @@ def ada_rms_normalize(
     spec = standardization(x, axis, epsilon=epsilon, centre=False)
     values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
     normalized, moments = standardize(values, mask, spec)
-    scale = along_features(linear(condition, kernel, None, "condition"), x, axis, "condition")
+    scale = along_features(linear(at_least(condition, x), kernel, None, "condition"), x, axis, "condition")
     if precision.cast_order == "cast_then_multiply":
         factor = (1 + scale).astype(values.dtype) * inverse_root(variance(moments), epsilon)
         return values.astype(x.dtype) * factor.astype(x.dtype)

@@ -16,7 +16,7 @@ import numpy as np
 
 from normjax import _checks
 from normjax._method import method
-from normjax.norms._modulate import given, linear, linear_init
+from normjax.norms._modulate import at_least, given, linear, linear_init
 from normjax.norms.ada_layer_norm import ada_layer_norm
 from normjax.precision import TORCH, Precision, statistics_dtype
 from normjax.transform import NormTransform
@@ -58,7 +58,7 @@ def sinusoidal_embedding(
     if features % 2 or half <= downscale_freq_shift:
         raise ValueError(f"expected an even number of features above {2 * downscale_freq_shift}, got {features}.")
     positions = jnp.asarray(positions)
-    dtype = statistics_dtype(positions.dtype) if jnp.issubdtype(positions.dtype, jnp.floating) else jnp.float32
+    dtype = statistics_dtype(positions.dtype)
     exponents = -math.log(max_period) * np.arange(half) / (half - downscale_freq_shift)
     frequencies = jnp.expand_dims(jnp.asarray(np.exp(exponents), dtype), tuple(range(positions.ndim)))
     angles = positions.astype(dtype)[..., None] * frequencies
@@ -143,7 +143,7 @@ def ada_time_depth_norm(
         return linear(jax.nn.silu(hidden), **params["out"], name="embedding")
 
     def apply(params, state, x, *, train, mask=None, time=None, depth=None, **context):
-        time, depth = jnp.asarray(given(name, "time", time)), jnp.asarray(given(name, "depth", depth))
+        time, depth = at_least(given(name, "time", time), x), at_least(given(name, "depth", depth), x)
         try:
             shape = np.broadcast_shapes(time.shape, depth.shape)
         except ValueError as error:
@@ -151,8 +151,7 @@ def ada_time_depth_norm(
                 f"time of shape {time.shape} and depth of shape {depth.shape} do not broadcast together; give one "
                 "number or one entry for each sample."
             ) from error
-        time, depth = (jnp.broadcast_to(v, shape) for v in (time, depth))
-        time = time.astype(statistics_dtype(time.dtype) if jnp.issubdtype(time.dtype, jnp.floating) else jnp.float32)
+        time, depth = (jnp.broadcast_to(v.astype(statistics_dtype(v.dtype)), shape) for v in (time, depth))
         condition = embed(params["time"], time_scale * time) + embed(params["depth"], depth)
         return inside.apply(params, state, x, train=train, mask=mask, condition=condition, **context)
 

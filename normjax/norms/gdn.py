@@ -18,7 +18,7 @@ from normjax._method import method
 from normjax.moments import prepare
 from normjax.norms._affine import Initializer, default_init
 from normjax.norms._lower_bound import lower_bound
-from normjax.precision import TORCH, Precision, statistics_dtype
+from normjax.precision import TORCH, Precision, promote, statistics_dtype
 from normjax.transform import NormTransform, stateless
 
 PEDESTAL = 2.0**-36
@@ -136,7 +136,8 @@ def gdn(
     def fn(params, x, *, mask, **context):
         del context
         # The square of a bfloat16 parameter near its bound would lose the pedestal.
-        wide = {name: value.astype(statistics_dtype(value.dtype)) for name, value in params.items()}
+        dtype = statistics_dtype(promote(x.dtype, *(value.dtype for value in params.values())))
+        wide = {name: value.astype(dtype) for name, value in params.items()}
         beta = lower_bound(wide["beta"], (beta_min + PEDESTAL) ** 0.5) ** 2 - PEDESTAL
         gamma = lower_bound(wide["gamma"], PEDESTAL**0.5) ** 2 - PEDESTAL
         options = {"feature_axis": feature_axis, "inverse": inverse, "absolute": absolute}

@@ -12,6 +12,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from normjax import _checks
 from normjax._method import method
@@ -107,7 +108,8 @@ def fill_holes(
     size = tuple(window if a in axes else 1 for a in range(x.ndim))
 
     def near(v):
-        return jax.lax.reduce_window(v, jnp.zeros((), v.dtype), jax.lax.add, size, (1,) * x.ndim, "SAME")
+        # A concrete start: of a traced one JAX does not know that it is neutral, nor then the derivative of the sum.
+        return jax.lax.reduce_window(v, np.zeros((), v.dtype), jax.lax.add, size, (1,) * x.ndim, "SAME")
 
     for _ in range(rounds):
         around = near(kept)

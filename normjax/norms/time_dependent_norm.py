@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.norms._modulate import along_features, given
+from normjax.norms._modulate import along_features, at_least, given
 from normjax.norms.layer_norm import layer_normalize
 from normjax.norms.rms_norm import rms_normalize
 from normjax.precision import TORCH, EpsilonMode, Precision, promote, scale_shift_cast, statistics_dtype
@@ -54,8 +54,7 @@ def time_dependent_parameter(
       Time-Dependent Layer Normalization](https://arxiv.org/abs/2406.09416).
     """
     time = jnp.asarray(time)
-    times = time.dtype if jnp.issubdtype(time.dtype, jnp.floating) else jnp.float32
-    dtype = statistics_dtype(promote(times, parameter["p0"].dtype))
+    dtype = statistics_dtype(promote(time.dtype, parameter["p0"].dtype))
     over = tuple(range(time.ndim))
     p0, p1, u, b = (jnp.expand_dims(parameter[name].astype(dtype), over) for name in ("p0", "p1", "u", "b"))
     tau = jnp.asarray(time_scale, dtype) * time.astype(dtype)[..., None]
@@ -84,8 +83,8 @@ def _time_dependent(
 
     def fn(params, x, *, mask, time=None, **context):
         del context
-        time = given(name, "time", time)
         wide = statistics_dtype(x.dtype, precision)
+        time = at_least(given(name, "time", time), x)
         unrounded = Precision(statistics=wide, output=wide)
         normalized = normalize(x, axis=axis, epsilon=epsilon, epsilon_mode=epsilon_mode, mask=mask, precision=unrounded)
         scale, bias = (

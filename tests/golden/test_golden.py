@@ -10,6 +10,7 @@ import pytest
 
 from tests.golden import adapters, vectors
 from tests.golden.comparison import assert_close, assert_same_bits, is_close
+from tests.golden.vectors import group as _group
 
 FOUND = vectors.find()
 STEPWISE = [v for v in FOUND if isinstance(adapters.adapter(v), adapters.Stepwise)]
@@ -117,13 +118,6 @@ def _combos(vector):
     if combos is None:
         return [("f32", "", jnp.float32, jnp.float32)]
     return [(name, name, _DTYPES[c["x"]], _DTYPES[c["params"]]) for name, c in combos.items()]
-
-
-def _group(arrays, *parts):
-    """The arrays whose key starts with the given parts, in either key scheme ("in/x" or "in.x")."""
-    prefix = tuple(p for p in parts if p)
-    split = {key: tuple(key.replace(".", "/", len(prefix)).split("/")) for key in arrays}
-    return {"/".join(s[len(prefix) :]): arrays[k] for k, s in split.items() if s[: len(prefix)] == prefix}
 
 
 def _expected(arrays, prefix, kind):
