@@ -1,5 +1,7 @@
 """One file per normalization method: the pure function on arrays first, its transform factory below."""
 
+from normjax.norms._lower_bound import lower_bound as lower_bound
+from normjax.norms._modulate import modulate as modulate
 from normjax.norms._running_statistics import normalize_with_statistics as normalize_with_statistics
 from normjax.norms.adaptive_balance_norm import adaptive_balance_norm as adaptive_balance_norm
 from normjax.norms.adaptive_balance_norm import adaptive_balance_normalize as adaptive_balance_normalize
@@ -11,6 +13,18 @@ from normjax.norms.batch_renorm import batch_renormalize as batch_renormalize
 from normjax.norms.continual_norm import continual_norm as continual_norm
 from normjax.norms.estimated_batch_norm import estimate_statistics as estimate_statistics
 from normjax.norms.estimated_batch_norm import estimated_batch_norm as estimated_batch_norm
+from normjax.norms.ada_layer_norm import ada_gate as ada_gate
+from normjax.norms.ada_layer_norm import ada_layer_norm as ada_layer_norm
+from normjax.norms.ada_layer_norm import ada_modulation as ada_modulation
+from normjax.norms.ada_rms_norm import ada_rms_norm as ada_rms_norm
+from normjax.norms.ada_rms_norm import ada_rms_normalize as ada_rms_normalize
+from normjax.norms.ada_time_depth_norm import ada_time_depth_norm as ada_time_depth_norm
+from normjax.norms.ada_time_depth_norm import sinusoidal_embedding as sinusoidal_embedding
+from normjax.norms.batch_norm import batch_norm as batch_norm
+from normjax.norms.batch_norm import batch_normalize as batch_normalize
+from normjax.norms.fixed_scale import fixed_scale as fixed_scale
+from normjax.norms.gdn import gdn as gdn
+from normjax.norms.gdn import gdn_normalize as gdn_normalize
 from normjax.norms.group_norm import group_norm as group_norm
 from normjax.norms.group_norm import group_normalize as group_normalize
 from normjax.norms.instance_batch_norm import instance_batch_norm as instance_batch_norm
@@ -59,3 +73,13 @@ from normjax.norms.ssmax import scalable_softmax as scalable_softmax
 from normjax.norms.ssmax import ssmax as ssmax
 from normjax.norms.ssmax import ssmax_scale as ssmax_scale
 from normjax.norms.ssmax import visible_keys as visible_keys
+from normjax.norms.mask_carrying import fill_holes as fill_holes
+from normjax.norms.mask_carrying import mask_carrying_norm as mask_carrying_norm
+from normjax.norms.mask_carrying import masked_global_mean as masked_global_mean
+from normjax.norms.rms_norm import rms_norm as rms_norm
+from normjax.norms.rms_norm import rms_normalize as rms_normalize
+from normjax.norms.self_modulation import self_modulate as self_modulate
+from normjax.norms.self_modulation import self_modulation as self_modulation
+from normjax.norms.time_dependent_norm import time_dependent_layer_norm as time_dependent_layer_norm
+from normjax.norms.time_dependent_norm import time_dependent_parameter as time_dependent_parameter
+from normjax.norms.time_dependent_norm import time_dependent_rms_norm as time_dependent_rms_norm

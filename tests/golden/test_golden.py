@@ -10,6 +10,7 @@ import pytest
 
 from tests.golden import adapters, vectors
 from tests.golden.comparison import assert_close, assert_same_bits, is_close
+from tests.golden.vectors import group as _group
 
 FOUND = vectors.find()
 STEPWISE = [v for v in FOUND if isinstance(adapters.adapter(v), adapters.Stepwise)]
@@ -121,15 +122,6 @@ def _combos(vector):
     if combos is None:
         return [("f32", "", jnp.float32, jnp.float32)]
     return [(name, name, _DTYPES[c["x"]], _DTYPES[c["params"]]) for name, c in combos.items()]
-
-
-def _group(arrays, *parts):
-    """The arrays whose key starts with the given parts, in either key scheme ("in/x" or "in.x")."""
-    prefix = tuple(p for p in parts if p)
-    # The dots of a parameter's own name ("param/q_norm.weight") separate nothing.
-    slashed = {key: key if "/" in key else key.replace(".", "/", len(prefix)) for key in arrays}
-    split = {key: tuple(name.split("/")) for key, name in slashed.items()}
-    return {"/".join(s[len(prefix) :]): arrays[k] for k, s in split.items() if s[: len(prefix)] == prefix}
 
 
 def _expected(arrays, prefix, kind):
