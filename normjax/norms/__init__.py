@@ -1,13 +1,31 @@
 """One file per normalization method: the pure function on arrays first, its transform factory below."""
 
 from normjax.norms._running_statistics import normalize_with_statistics as normalize_with_statistics
+from normjax.norms.adain import adain as adain
+from normjax.norms.adain import adain_normalize as adain_normalize
 from normjax.norms.batch_norm import batch_norm as batch_norm
 from normjax.norms.batch_norm import batch_normalize as batch_normalize
+from normjax.norms.content_aware_adain import content_aware_adain as content_aware_adain
+from normjax.norms.content_aware_adain import content_aware_adain_normalize as content_aware_adain_normalize
+from normjax.norms.coordinate_modulation import coordinate_modulation as coordinate_modulation
+from normjax.norms.gdwct import gdwct as gdwct
+from normjax.norms.gdwct import gdwct_normalize as gdwct_normalize
+from normjax.norms.gdwct_coloring import coloring_penalty as coloring_penalty
+from normjax.norms.gdwct_coloring import gdwct_coloring as gdwct_coloring
+from normjax.norms.gdwct_whitening import group_covariance as group_covariance
+from normjax.norms.gdwct_whitening import whitening_penalty as whitening_penalty
+from normjax.norms.grid_interpolation import interpolate_grid as interpolate_grid
 from normjax.norms.group_norm import group_norm as group_norm
 from normjax.norms.group_norm import group_normalize as group_normalize
 from normjax.norms.instance_norm import instance_norm as instance_norm
 from normjax.norms.instance_norm import instance_normalize as instance_normalize
 from normjax.norms.layer_norm import layer_norm as layer_norm
 from normjax.norms.layer_norm import layer_normalize as layer_normalize
+from normjax.norms.learned_region_norm import learned_region_norm as learned_region_norm
+from normjax.norms.learned_region_norm import learned_region_normalize as learned_region_normalize
+from normjax.norms.region_norm import region_norm as region_norm
+from normjax.norms.region_norm import region_normalize as region_normalize
 from normjax.norms.rms_norm import rms_norm as rms_norm
 from normjax.norms.rms_norm import rms_normalize as rms_normalize
+from normjax.norms.spade import spade as spade
+from normjax.norms.spade import spade_modulate as spade_modulate
