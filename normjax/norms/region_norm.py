@@ -74,7 +74,7 @@ def region_normalize(
     check_condition("region", region, x.shape, {0: x.shape[0], feature: 1})
     for name, parameter in (("scale", scale), ("bias", bias)):
         _checks.check_parameter(name, parameter, x.shape, (2, x.shape[feature]))
-    foreground = nearest_resize(jnp.asarray(region) != 0, tuple(x.shape[a] for a in space), space)
+    foreground = nearest_resize(jnp.asarray(region).astype(bool), tuple(x.shape[a] for a in space), space)
     normalized = standardize_regions(x, foreground, axis, feature, epsilon, mask, axis_name, precision)
     wide = functools.partial(_checks.broadcast_to_features, axes=(feature,), ndim=x.ndim)
     gamma = None if scale is None else jnp.where(foreground, wide(scale[1]), wide(scale[0]))
