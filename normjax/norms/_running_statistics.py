@@ -76,8 +76,11 @@ def running_statistics(
 def update_running(
     state: dict[str, jax.Array], moments: Moments, momentum: float | None, *, unbiased: bool = False
 ) -> dict[str, jax.Array]:
-    """Moves the running statistics towards a batch's; features whose batch was empty keep theirs."""
-    shape, dtype = state["mean"].shape, state["mean"].dtype
+    """Moves the running statistics that a state has (a norm that does not centre keeps no mean) towards a batch's.
+
+    Features whose batch was empty keep theirs.
+    """
+    shape, dtype = state["var"].shape, state["var"].dtype
     moments = jax.lax.stop_gradient(moments)
     seen = jnp.broadcast_to(moments.count > 0, moments.mean.shape).reshape(shape)
     new = dict(state)
@@ -87,7 +90,8 @@ def update_running(
         if momentum is None:
             weight = 1 - 1 / jnp.maximum(new["count"], 1).astype(dtype)
     batch = {"mean": moments.mean, "var": variance(moments, ddof=1 if unbiased else 0)}
-    for name, value in batch.items():
+    for name in batch.keys() & state.keys():
+        value = batch[name]
         moved = weight * state[name] + (1 - weight) * value.reshape(shape).astype(dtype)
         new[name] = jnp.where(seen, moved, state[name])
     return new
