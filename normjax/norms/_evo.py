@@ -60,7 +60,9 @@ def rms_minus_values(
 
     For positive x it is (rms² - x²) / (rms + x), and rms² - x² = s² + epsilon - (x - mean)(x + mean) does not cancel.
     """
-    damped = variance(within) + jnp.asarray(epsilon, values.dtype)
-    difference = damped - normalized * root(variance(within), epsilon) * (values + within.mean)
     above = (values > 0) & (rms > 0)
-    return jnp.where(above, difference / jnp.where(above, rms + values, 1), rms - values)
+    total = jnp.where(above, rms + values, 1)
+    centred = normalized * root(variance(within), epsilon)
+    damped = variance(within) + jnp.asarray(epsilon, values.dtype)
+    # Quotients first: the product of two large numbers may overflow.
+    return jnp.where(above, damped / total - centred * ((values + within.mean) / total), rms - values)

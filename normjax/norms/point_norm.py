@@ -69,13 +69,15 @@ def point_normalize(
     _checks.check_input(x)
     features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
     values, _ = prepare(x, mask, statistics_dtype(x.dtype, precision))
-    # In a narrow dtype each step is rounded, but the gradients of the two scalars are sums over all values.
-    wide = promote(values.dtype, jnp.float32)
+    # In a narrow dtype each step is rounded, and yet computed wide: its derivative has more steps, and the gradients of
+    # the two scalars are sums over all values.
+    dtype, wide = values.dtype, promote(values.dtype, jnp.float32)
+    values = values.astype(wide)
     if alpha is not None:
-        values = (values.astype(wide) * _number("alpha", alpha, wide)).astype(values.dtype)
+        values = (values * _number("alpha", alpha, wide)).astype(dtype).astype(wide)
     if shift is not None:
-        values = (values.astype(wide) + _number("shift", shift, wide)).astype(values.dtype)
-    y = function(values)
+        values = (values + _number("shift", shift, wide)).astype(dtype).astype(wide)
+    y = function(values).astype(dtype)
     if y.shape != x.shape:
         raise ValueError(f"function made shape {y.shape} of an input of shape {x.shape}; it must keep the shape.")
     return affine(y, x, scale, bias, features, precision)
