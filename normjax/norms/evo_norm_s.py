@@ -145,13 +145,16 @@ def evo_norm_s(
     if fit_groups and (num_groups is None or num_groups < 1):
         raise ValueError(f"fit_groups=True lowers num_groups, so give num_groups >= 1; got num_groups={num_groups!r}.")
 
-    def groups_of(channels: int) -> int | None:
-        return next(g for g in range(num_groups, 0, -1) if channels % g == 0) if fit_groups else num_groups
+    def fitted(x) -> int | None:
+        (feature,) = _checks.canonical_axes(feature_axis, x.ndim, "feature_axis")
+        if num_groups is None or not fit_groups:
+            return num_groups
+        return next(g for g in range(num_groups, 0, -1) if x.shape[feature] % g == 0)
 
     def init_params(rng, x, **context):
         del context
         (feature,) = _checks.canonical_axes(feature_axis, x.ndim, "feature_axis")
-        check_groups(x, feature, groups_of(x.shape[feature]), group_size)
+        check_groups(x, feature, fitted(x), group_size)
         with_v = apply_activation and variant.startswith("S0")
         return init_evo(rng, x.shape[feature], precision, scale_init, bias_init, with_v)
 
@@ -163,7 +166,7 @@ def evo_norm_s(
             params["bias"],
             params.get("v"),
             variant=variant,
-            num_groups=groups_of(x.shape[feature_axis]),
+            num_groups=fitted(x),
             group_size=group_size,
             feature_axis=feature_axis,
             epsilon=eps,
