@@ -134,16 +134,19 @@ def any_valid(mask: jax.Array | None, axis_name: AxisName = None, axis_index_gro
 def update_running(
     state: dict[str, jax.Array], moments: Moments, momentum: jax.Array | float | None, *, unbiased: bool = False
 ) -> dict[str, jax.Array]:
-    """Moves the running statistics towards a batch's; features whose batch was empty keep theirs."""
+    """Moves the running statistics that a state has (a norm that does not centre keeps no mean) towards a batch's.
+
+    Features whose batch was empty keep theirs.
+    """
     moments = jax.lax.stop_gradient(moments)
-    seen = seen_features(moments, state["mean"].shape)
+    seen = seen_features(moments, state["var"].shape)
     new = dict(state)
     if "count" in state:
         new["count"] = state["count"] + jnp.any(seen).astype(state["count"].dtype)
     if momentum is None:
-        momentum = 1 - 1 / jnp.maximum(new["count"], 1).astype(state["mean"].dtype)
+        momentum = 1 - 1 / jnp.maximum(new["count"], 1).astype(state["var"].dtype)
     batch = {"mean": moments.mean, "var": variance(moments, ddof=1 if unbiased else 0)}
-    return new | move(state, batch, momentum, seen)
+    return new | move(state, {name: batch[name] for name in batch if name in state}, momentum, seen)
 
 
 def update_averaged(
