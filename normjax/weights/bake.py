@@ -56,19 +56,16 @@ def bake(params: Any, rules: Rules, *, own: Any = None, state: Any = None) -> Ba
     if isinstance(params, Baked):
         raise ValueError(f"these parameters are baked already, at {listing(params.paths)}; bake those they came from.")
     flat, found = chosen(rules, params)
-    given = []
-    for what, held, index in (("own", own, 0), ("state", state, 1)):
-        needed = {
-            path: jax.eval_shape(transform.init, jax.random.key(0), flat.leaves[path])[index]
-            for path, transform in found.items()
-        }
-        held = {} if held is None else held
+    given = {}
+    for name, held, index in (("own", own or {}, 0), ("state", state or {}, 1)):
+        key = jax.random.key(0)
+        needed = {p: jax.eval_shape(t.init, key, flat.leaves[p])[index] for p, t in found.items()}
         missing = [path for path, entries in needed.items() if entries and path not in held]
         if missing:
             raise ValueError(
-                f"the transforms of {listing(missing)} have values of their own; pass {what}=, "
-                f"a dict {{path: values}} as by_path(rules).init makes it, with the trained values."
+                f"the transforms of {listing(missing)} have values of their own; pass {name}=, "
+                "a dict {path: values} as by_path(rules).init makes it, with the trained values."
             )
-        given.append({path: held.get(path, {}) for path in found} | held)
-    effective, _ = by_path(rules).apply(*given, params, train=False)
+        given[name] = {path: held.get(path, {}) for path in found} | held
+    effective, _ = by_path(rules).apply(given["own"], given["state"], params, train=False)
     return Baked(effective, tuple(found))

@@ -77,23 +77,19 @@ def spectral_normalize(
     units, inputs = _sides(kernel, feature_axes)
     _checks.check_input(kernel, range(kernel.ndim))
     for name, vector, axes in (("u", u, units), ("v", v, inputs)):
-        if tuple(vector.shape) != _shape(kernel, axes):
-            raise ValueError(
-                f"{name} has shape {tuple(vector.shape)}, but axes {axes} of the kernel of shape {tuple(kernel.shape)} "
-                f"have shape {_shape(kernel, axes)}; make it with spectral_norm().init, or pass feature_axes=."
-            )
+        _checks.check_parameter(name, vector, kernel.shape, _shape(kernel, axes))
     values, _ = prepare(kernel, None, statistics_dtype(kernel.dtype, precision))
-    vectors = tuple(jax.lax.stop_gradient(vector).astype(values.dtype) for vector in (u, v))
-    u, v = iterate(jax.lax.stop_gradient(values), vectors, (units, inputs), n_steps, epsilon, epsilon_mode)
+    constant, u, v = jax.lax.stop_gradient((values, u.astype(values.dtype), v.astype(values.dtype)))
+    u, v = iterate(constant, (u, v), (units, inputs), n_steps, epsilon, epsilon_mode)
     sigma = jnp.sum(u * contract(values, v, inputs))
-    normalized = values / jnp.where(sigma != 0, sigma, 1)
-    kept = (jax.lax.stop_gradient(value).astype(statistics_dtype(kernel.dtype)) for value in (u, v, sigma))
-    return affine(normalized, kernel, scale, None, (), precision), *kept
+    effective = affine(values / jnp.where(sigma != 0, sigma, 1), kernel, scale, None, (), precision)
+    kept = statistics_dtype(kernel.dtype)
+    return effective, u.astype(kept), v.astype(kept), jax.lax.stop_gradient(sigma).astype(kept)
 
 
-def _check_steps(n_steps: int) -> None:
-    if not isinstance(n_steps, int) or n_steps < 0:
-        raise ValueError(f"expected a whole number of steps >= 0, got {n_steps!r}.")
+def _check_steps(*steps: int) -> None:
+    if not all(isinstance(n, int) and n >= 0 for n in steps):
+        raise ValueError(f"expected whole numbers of steps >= 0, got {steps!r}.")
 
 
 def _sides(kernel, feature_axes: Axes) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -162,42 +158,43 @@ def spectral_norm(
         raise ValueError(f"order={order!r} is unknown; expected one of {get_args(Order)}.")
     flax = order == "flax"
     init_steps = (0 if flax else 15) if init_steps is None else init_steps
-    _check_steps(init_steps)
-    _check_steps(n_steps)
+    _check_steps(n_steps, init_steps)
     if flax and n_steps == 0:
         raise ValueError("order='flax' does not store v, so that nothing is left to use with n_steps=0.")
     _checks.check_epsilon(epsilon)
-    initialize = default_init(scale_init, 1.0)
 
     def roles(kernel):
         # Flax's order is torch's on the transposed matrix: what it updates first lives on the fan-in.
         units, inputs = _sides(kernel, feature_axes)
         return (inputs, units) if flax else (units, inputs)
 
+    def pack(first, second, sigma):
+        return {"u": second.reshape(1, -1), "sigma": sigma} if flax else {"u": first, "v": second}
+
     def run(params, first, second, kernel, steps):
         mode = "inside" if flax else "clamp"
         options = {"feature_axes": roles(kernel)[0], "epsilon_mode": mode, "epsilon": epsilon, "precision": precision}
-        return spectral_normalize(kernel, first, second, params.get("scale"), n_steps=steps, **options)
-
-    def pack(first, second, sigma):
-        return {"u": second.reshape(1, -1), "sigma": sigma} if flax else {"u": first, "v": second}
+        effective, *new = spectral_normalize(kernel, first, second, params.get("scale"), n_steps=steps, **options)
+        return effective, pack(*new)
 
     def init(rng, kernel):
         if rng is None:
             raise ValueError("spectral_norm draws its first vectors at random: init needs a key, got rng=None.")
         dtype = statistics_dtype(kernel.dtype)
         rngs = jax.random.split(rng, 3)
-        vectors = [jax.random.normal(rngs[i], _shape(kernel, axes), dtype) for i, axes in enumerate(roles(kernel))]
-        if init_steps or not flax:
-            vectors = [unit_vector(vector, epsilon, "clamp", old=vector) for vector in vectors]
-            _, *vectors, _ = run({}, *vectors, kernel, init_steps)
-        params = {"scale": initialize(rngs[2], (), precision.parameters)} if use_scale else {}
-        return params, pack(*vectors, jnp.ones((), dtype))
+        first, second = (
+            jax.random.normal(rngs[i], _shape(kernel, axes), dtype) for i, axes in enumerate(roles(kernel))
+        )
+        params = {"scale": default_init(scale_init, 1.0)(rngs[2], (), precision.parameters)} if use_scale else {}
+        if flax and not init_steps:
+            return params, pack(first, second, jnp.ones((), dtype))
+        first, second = (unit_vector(vector, epsilon, "clamp", old=vector) for vector in (first, second))
+        return params, run({}, first, second, kernel, init_steps)[1]
 
     def apply(params, state, kernel, *, train):
         first, second = (_shape(kernel, axes) for axes in roles(kernel))
         vectors = (jnp.zeros(first), state["u"].reshape(second)) if flax else (state["u"], state["v"])
-        effective, *new = run(params, *vectors, kernel, n_steps if train or flax else 0)
-        return effective, pack(*new) if train else state
+        effective, new = run(params, *vectors, kernel, n_steps if train or flax else 0)
+        return effective, new if train else state
 
     return WeightTransform(init, apply)
