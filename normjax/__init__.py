@@ -9,6 +9,7 @@ from normjax import linen as linen
 from normjax import nnx as nnx
 from normjax import optim as optim
 from normjax import precision as precision
+from normjax import weights as weights
 from normjax.backward_state import keep_in_backward as keep_in_backward
 from normjax.backward_state import write_in_backward as write_in_backward
 from normjax.moments import Moments as Moments
@@ -134,3 +135,17 @@ from normjax.transform import blend as blend
 from normjax.transform import chain as chain
 from normjax.transform import split as split
 from normjax.transform import stateless as stateless
+from normjax.weights import Baked as Baked
+from normjax.weights import WeightTransform as WeightTransform
+from normjax.weights import bake as bake
+from normjax.weights import by_path as by_path
+from normjax.weights import centred_weight_norm as centred_weight_norm
+from normjax.weights import centred_weight_normalize as centred_weight_normalize
+from normjax.weights import scaled_weight_standardization as scaled_weight_standardization
+from normjax.weights import scaled_weight_standardize as scaled_weight_standardize
+from normjax.weights import spectral_norm as spectral_norm
+from normjax.weights import spectral_normalize as spectral_normalize
+from normjax.weights import weight_norm as weight_norm
+from normjax.weights import weight_normalize as weight_normalize
+from normjax.weights import weight_standardization as weight_standardization
+from normjax.weights import weight_standardize as weight_standardize

@@ -14,13 +14,22 @@ import normjax
 import pallas_kernels
 
 ROOT = pathlib.Path(normjax.__file__).resolve().parents[1]
-ROOMS = ["normjax", "normjax.linen", "normjax.nnx", "normjax.norms", "normjax.optim", "pallas_kernels"]
+ROOMS = [
+    "normjax",
+    "normjax.linen",
+    "normjax.nnx",
+    "normjax.norms",
+    "normjax.optim",
+    "normjax.weights",
+    "pallas_kernels",
+]
 # Floors from the ground up: a module may import from its own floor or from below.
 FLOORS = [
     ["normjax._checks", "normjax._method", "normjax.precision"],
     ["normjax.moments"],
     ["normjax.backward_state", "normjax.transform"],
     ["normjax._compat", "normjax.norms", "normjax.optim"],
+    ["normjax.weights"],
     ["normjax.linen"],
     ["normjax.nnx"],
     ["normjax"],
