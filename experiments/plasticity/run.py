@@ -76,6 +76,8 @@ def _plan(config: Config) -> tuple[Path, Config, list[summary.Job]]:
     config = config.resolved()
     if config.sweep:
         config = dataclasses.replace(config, first_seed=config.first_seed + sweep.SEED_OFFSET)
+    # Before the sweep is looked for: a dataset that does not exist is not to be swept.
+    data.require_available(config.dataset, config.data_dir)
     jobs = _jobs(config)
     kind = "-sweep" if config.sweep else ""
     name = config.run or f"plasticity-{config.dataset.replace('/', '_')}{kind}-{datetime.now():%Y%m%d-%H%M%S}"
