@@ -242,14 +242,37 @@ def test_any_tfds_name_takes_the_same_path(tmp_path, monkeypatch):
     assert "32 cifar10 images" in (tmp_path / "cifar" / "summary.md").read_text()
 
 
-def test_a_dataset_that_cannot_be_downloaded_is_said_before_its_missing_sweep(tmp_path, monkeypatch, capsys):
+def test_a_dataset_without_a_sweep_borrows_the_rates_of_digits_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "FOLDER", tmp_path)
+    digits = {arm: {"mean": 0.5, "half_width": 0.1} for arm in ("ln", "nap")}
+    results = [
+        {"arm": arm, "learning_rate": rate, "online_accuracy": score, "change": score}
+        for (arm, score), rate in zip(digits.items(), (0.01, 0.1), strict=True)
+    ]
+    recorded = {"versions": {}, "device": {"kind": "cpu"}, "commit": None, "command": ""}
+    file = {"dataset": "digits", "results": results, "selection": "", "setting": {}, "recorded": recorded}
+    records.write_json(sweep.default_file("digits"), file)
+    flags = ("--tasks", 2, "--arms", "ln", "nap", "--out", tmp_path)
+    assert _main(*flags, "--dataset", "mnist", "--run", "borrowed") == 0
+    stored = json.loads((tmp_path / "borrowed" / "config.json").read_text())
+    assert {job["arm"]: job["learning_rate"] for job in stored["jobs"]} == {"ln": 0.01, "nap": 0.1}
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no learning-rate sweep of mnist is committed: every arm runs at its best rate on digits" in printed
+    table = (tmp_path / "borrowed" / "summary.md").read_text()
+    assert "swept on digits, not on mnist," in table
+    assert "The whole sweep, on digits" in table
+    records.write_json(sweep.default_file("mnist"), file | {"dataset": "mnist", "results": results[::-1]})
+    assert _main(*flags, "--dataset", "mnist", "--run", "own") == 0
+    assert "no learning-rate sweep" not in capsys.readouterr().out
+    assert "not on mnist" not in (tmp_path / "own" / "summary.md").read_text()
+    assert _main(*flags, "--dataset", "mnist", "--sweep-file", tmp_path / "none.json", "--run", "named") == 2
+    assert "No learning-rate sweep for dataset 'mnist'" in capsys.readouterr().err
+
+
+def test_a_dataset_that_cannot_be_downloaded_leaves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(preflight, "answers", lambda url: False)
-    places = ("--data-dir", tmp_path / "data", "--out", tmp_path / "out")
-    assert _main("--dataset", "svhn_cropped", *places) == 2
+    assert _main("--dataset", "svhn_cropped", "--data-dir", tmp_path / "data", "--out", tmp_path / "out") == 2
     assert "--dataset digits or --dataset mnist" in capsys.readouterr().err
-    monkeypatch.setattr(preflight, "answers", lambda url: True)
-    assert _main("--dataset", "svhn_cropped", *places) == 2
-    assert "No learning-rate sweep for dataset 'svhn_cropped'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
