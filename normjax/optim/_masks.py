@@ -53,8 +53,7 @@ def _recognised(weights: Sequence[str], paths: Sequence[str]) -> list[str]:
             f"No readout is recognised by name among the weights {listing(weights)}. A projected readout cannot change"
             " its scale, which stops a policy or value head from learning, so none is guessed. Pass "
             'mask=hidden_weights(readout=("Dense_3",)) with the names of all output layers, readout=() if '
-            "every weight "
-            "feeds a normalization, or a mask of your own."
+            "every weight feeds a normalization, or a mask of your own."
         )
     return found
 
