@@ -123,11 +123,11 @@ def unified_norm(
 
     Example:
       >>> import jax, jax.numpy as jnp, normjax as nj
-      >>> norm, x = nj.unified_norm(), jnp.array([[2.0, -4.0]])
+      >>> norm, x = nj.unified_norm(momentum=0.5), jnp.array([[2.0, -4.0]])
       >>> params, state = norm.init(None, x)
       >>> y, state = norm.apply(params, state, x, train=True)
       >>> print(y.round(3), state["var"].round(3))
-      [[ 1. -1.]] [1.3 2.5]
+      [[ 1. -1.]] [2.5 8.5]
 
     References:
       Yang et al. 2022, [Unified Normalization](https://arxiv.org/abs/2208.01313).
