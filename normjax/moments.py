@@ -252,14 +252,14 @@ def raw_means(
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _standardize(values, mask, count, spec: Standardization):
     centred, mean, second = _central(values, mask, count, spec)
-    return centred * _factor(second, count, spec), mean, second
+    return centred * _factor(second, mask, count, spec), mean, second
 
 
 @_standardize.defjvp
 def _standardize_jvp(spec: Standardization, primals, tangents):
     values, mask, count = primals
     normalized, mean, second = _standardize(values, mask, count, spec)
-    factor = _factor(second, count, spec)
+    factor = _factor(second, mask, count, spec)
     dot = tangents[0]
     if spec.centre:
         mean_dot, radial = means((dot, normalized * dot), mask, count, spec)
@@ -273,9 +273,10 @@ def _standardize_jvp(spec: Standardization, primals, tangents):
     return (normalized, mean, second), (normalized_dot, mean_dot, 2 * radial / safe)
 
 
-def _factor(second, count, spec: Standardization):
-    # The empty-mask rule: statistics of nothing are (0, 1).
-    return inverse_root(jnp.where(count > 0, second, 1), spec.epsilon, spec.epsilon_mode)
+def _factor(second, mask, count, spec: Standardization):
+    # The empty-mask rule: statistics of nothing are (0, 1). Without a mask no set is empty.
+    moment = second if mask is None else jnp.where(count > 0, second, 1)
+    return inverse_root(moment, spec.epsilon, spec.epsilon_mode)
 
 
 def _central(values, mask, count, spec: Standardization):
@@ -285,19 +286,22 @@ def _central(values, mask, count, spec: Standardization):
         return values, jnp.zeros_like(second), second
     # The first mean only has to be near: it is a constant for autodiff. What it lacks is measured in the second pass.
     near = _rounded(jax.lax.stop_gradient(means((values,), mask, count, spec)[0]))
-    shifted = values - near
-    rest, square = means((shifted, shifted * shifted), mask, count, spec)
+    # The difference is written in three ways on purpose. One array of it, used by both reductions and by the output,
+    # would be written to memory and read again; three expressions are fused into the loops that use them.
+    rest, square = means((values - near, jnp.square(near - values)), mask, count, spec)
     rest = _rounded(rest)
     # rest is a rounding error of near, so nothing cancels here; the clip is for constant rows.
     second = jnp.maximum(square - rest * rest, 0)
-    return shifted - rest, near + rest, second
+    mean = _rounded(near + rest)
+    return (values - mean) - (rest - _rounded(mean - near)), mean, second
 
 
 def _rounded(mean: jax.Array) -> jax.Array:
     # XLA turns a division by the count into a product with 1 / n, and the compiler fuses that product into `x - mean`
     # in some of the loops that recompute it and not in others. The two then differ by half an ulp of the mean: the very
-    # error that the second pass is there to remove. A select between product and difference keeps them apart.
-    return jnp.where(jnp.isfinite(mean), mean, jnp.nan)
+    # error that the second pass is there to remove. A maximum between product and difference keeps them apart, and
+    # unlike a select it can be part of any fusion; the second term makes a mean that is not finite NaN.
+    return jnp.maximum(mean, float(jnp.finfo(mean.dtype).min)) + 0 * mean
 
 
 def count_valid(values: jax.Array, mask: jax.Array | None, spec: Standardization) -> jax.Array:

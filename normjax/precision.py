@@ -114,6 +114,9 @@ def inverse_root(moment: jax.Array, epsilon: float, mode: EpsilonMode = "inside"
         raise ValueError(f"epsilon_mode={mode!r} is unknown; expected one of {get_args(EpsilonMode)}.")
     if mode == "inside":
         shifted = moment + jnp.asarray(epsilon, moment.dtype)
+        if epsilon >= float(jnp.finfo(moment.dtype).tiny):
+            # Never zero. A select here would keep the CPU's compiler from fusing the whole norm into one pass.
+            return jax.lax.rsqrt(shifted)
         positive = shifted > 0
         return jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, shifted, 1)), 0)
     # sqrt has an infinite derivative at 0, which autodiff would turn into 0 * inf = NaN.
