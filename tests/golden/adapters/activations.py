@@ -67,7 +67,9 @@ def _point(call: Callable[..., jax.Array], names: tuple[str, ...]) -> Callable[[
 
 
 def _point_function(vector: Vector) -> Pointwise:
-    function = nj.point_functions.FUNCTIONS[re.sub(r"^pointfn_|(_[a-z])?$", "", vector.name)]
+    # The longest name that fits: "smoothsign_clip" is not "smoothsign".
+    named = [name for name in nj.point_functions.FUNCTIONS if vector.name.startswith(f"pointfn_{name}")]
+    function = nj.point_functions.FUNCTIONS[max(named, key=len)]
     call = lambda x, *named, **options: nj.point_normalize(x, function, *named, **options)
     return _point(call, _POINT)(vector)
 
