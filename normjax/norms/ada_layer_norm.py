@@ -174,7 +174,7 @@ def ada_layer_norm(
     kernel_init, bias_init = default_init(kernel_init, 0.0), default_init(bias_init, 0.0)
 
     def init(rng, x, condition=None, **context):
-        given("ada_layer_norm", "condition", condition)
+        condition = given("ada_layer_norm", "condition", condition)
         rngs = (None,) * 3 if rng is None else jax.random.split(rng, 3)
         params, state = inside.init(rngs[0], x, condition=condition, **context)
         width = len(chunks) * x.shape[_checks.canonical_axes(feature_axis, x.ndim, "feature_axis")[0]]

@@ -109,7 +109,7 @@ def ada_rms_norm(
 
     def init_params(rng, x, condition=None, **context):
         del context
-        given("ada_rms_norm", "condition", condition)
+        condition = given("ada_rms_norm", "condition", condition)
         features = x.shape[_checks.canonical_axes(axis, x.ndim)[0]]
         return {"kernel": kernel_init(rng, (condition.shape[-1], features), precision.parameters)}
 

@@ -162,7 +162,7 @@ def _attention(x, params: Arrays, name: str, heads: int):
     return _dense(mixed.astype(x.dtype), params, f"{name}.proj")
 
 
-def _dit(make: Callable, roundings: int) -> Callable[[Vector], Check]:
+def _block(make: Callable, roundings: int) -> Callable[[Vector], Check]:
     """The official block around our norm: float32 by the usual formula, bfloat16 by the roundings on the way."""
 
     def adapter(vector: Vector) -> Check:
@@ -177,6 +177,49 @@ def _dit(make: Callable, roundings: int) -> Callable[[Vector], Check]:
         return Check(run)
 
     return adapter
+
+
+def _timed_blocks(half: Callable) -> Callable[[Vector], Callable]:
+    """DiMR's blocks: a first half of their own, then x + GEGLU(TD-RMS(x))."""
+
+    def make(vector: Vector):
+        names = sorted({int(k.split(".")[1]) for k in vector.sidecar["arrays"] if k.startswith("param/b.")})
+        epsilon = vector.hyper.get("eps", 1e-8)
+
+        def call(inputs, params):
+            outputs, x = {}, inputs["x"]
+            for i in names:
+                own = {k.removeprefix(f"b.{i}."): v for k, v in params.items() if k.startswith(f"b.{i}.")}
+
+                def norm(x, name, own=own):
+                    tree = {"scale": {k: own[f"{name}.norm.scale.{v}"] for k, v in _AT_TIME.items()}}
+                    timed = nj.time_dependent_rms_norm(epsilon=epsilon)
+                    return timed.apply(tree, {}, x, train=True, time=inputs["log_snr"])[0]
+
+                x = x + half(x, own, norm, vector.hyper)
+                h = norm(x, "block2")
+                gate = jax.nn.gelu(_dense(h, own, "block2.w0"), approximate=False)
+                x = x + _dense(gate * _dense(h, own, "block2.w1"), own, "block2.w2")
+                outputs[f"layer_{i}"] = x
+            return outputs | {"y": x}
+
+        return call
+
+    return make
+
+
+def _attention_half(x, own: Arrays, norm, hyper):
+    renamed = {"qkv": "query_key_value", "proj": "dense"}
+    parts = {f"attn.{k}.{p}": own.get(f"block1.{v}.{p}") for k, v in renamed.items() for p in ("weight", "bias")}
+    return _attention(norm(x, "block1"), parts, "attn", hyper["heads"])
+
+
+def _convolution_half(x, own: Arrays, norm, hyper):
+    kernel = jnp.moveaxis(own["block1.1.weight"], (0, 1), (3, 2))
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1]
+    )
+    return y + own["block1.1.bias"]
 
 
 def _gdn(vector: Vector):
@@ -269,8 +312,11 @@ ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {
     r"ada_rmsnorm_.*": _ada_rms,
     r"adaln_t_layer_.*": _time_depth,
     # Norm, modulation, its two operands, SiLU, both linear layers.
-    r"adaln_dit_finallayer_.*": _dit(_final_layer, roundings=8),
-    r"adaln_zero_dit_block_.*": _dit(_dit_block, roundings=16),
+    r"adaln_dit_finallayer_.*": _block(_final_layer, roundings=8),
+    r"adaln_zero_dit_block_.*": _block(_dit_block, roundings=16),
+    # Their float32 matrix products, as those of the DiT block, are inside the usual formula.
+    r"tdln_transformer_block_.*": _block(_timed_blocks(_attention_half), roundings=16),
+    r"tdln_convnext_block_.*": _block(_timed_blocks(_convolution_half), roundings=16),
     r"gdn_.*": _recorded_in_float64(_gdn),
     r"sal_.*": _recorded_in_float64(_sal),
     r"layermask_.*": _recorded_in_float64(_layer_masking),
