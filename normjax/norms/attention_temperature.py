@@ -52,10 +52,7 @@ def learned_temperature(log_temperature: jax.Array, *, maximum: float = 100.0, c
     References:
       Liu et al. 2021, [Swin Transformer V2](https://arxiv.org/abs/2111.09883).
     """
-    if clamp not in get_args(Clamp):
-        raise ValueError(f"clamp={clamp!r} is unknown; expected one of {get_args(Clamp)}.")
-    if not maximum > 0:
-        raise ValueError(f"expected maximum > 0, got maximum={maximum!r}.")
+    _check_clamp(maximum, clamp)
     wide = log_temperature.astype(promote(log_temperature.dtype, jnp.float32))
     largest = jnp.asarray(math.log(maximum), wide.dtype)
     # At the maximum itself torch's clamp passes the gradient, and jnp.minimum would halve it.
@@ -105,7 +102,7 @@ def attention_temperature(
     """
     if not 0 < initial <= maximum:
         raise ValueError(f"expected initial in (0, maximum={maximum!r}], got initial={initial!r}.")
-    learned_temperature(jnp.zeros(()), maximum=maximum, clamp=clamp)
+    _check_clamp(maximum, clamp)
 
     def init_params(rng, x, **context):
         del rng, context
@@ -124,3 +121,10 @@ def attention_temperature(
         return scale_shift_cast(values, factor, None, x.dtype, precision)
 
     return stateless(fn, init_params)
+
+
+def _check_clamp(maximum: float, clamp: str) -> None:
+    if clamp not in get_args(Clamp):
+        raise ValueError(f"clamp={clamp!r} is unknown; expected one of {get_args(Clamp)}.")
+    if not maximum > 0:
+        raise ValueError(f"expected maximum > 0, got maximum={maximum!r}.")

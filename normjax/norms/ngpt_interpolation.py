@@ -30,7 +30,7 @@ def ngpt_interpolate(
     mask: jax.Array | None = None,
     precision: Precision = TORCH,
 ) -> jax.Array:
-    r"""NGPT's residual: $N(N(h) + |\alpha| \odot (N(F) - N(h)))$.
+    r"""The residual of nGPT: $N(N(h) + |\alpha| \odot (N(F) - N(h)))$.
 
     Args:
       h: Floating array, the stream.
@@ -70,21 +70,12 @@ def ngpt_interpolate(
 
 
 @method(
-    "nGPT's interpolation",
-    "Loshchilov et al. 2024",
-    "2410.01131",
-    "token",
-    context=("update",),
-    scale_invariance="joint",
+    "nGPT's residual", "Loshchilov et al. 2024", "2410.01131", "token", context=("update",), scale_invariance="joint"
 )
 def ngpt_interpolation(
-    *,
-    axis: int = -1,
-    initial: float = 0.05,
-    base_scale: float | None = None,
-    precision: Precision = TORCH,
+    *, axis: int = -1, initial: float = 0.05, base_scale: float | None = None, precision: Precision = TORCH
 ) -> NormTransform:
-    r"""NGPT's residual as a transform of the stream; parameters `{"alpha"}`, context `update=`, no state.
+    r"""The residual of nGPT as a transform of the stream; parameters `{"alpha"}`, context `update=`, no state.
 
     Args:
       axis: The axis of the features.

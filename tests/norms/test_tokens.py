@@ -170,6 +170,27 @@ def test_a_gate_that_is_garbage_behind_the_mask_stays_there(rng):
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.where(mask, a, 0), b), clean, dirty)
 
 
+@pytest.mark.parametrize("normalize", [nj.rms_normalize, nj.l2_normalize, nj.crms_normalize, nj.partial_rms_normalize])
+def test_a_rounded_factor_sees_no_garbage_either(normalize):
+    x = np.arange(32, dtype=np.float32).reshape(2, 16) + 1
+    mask = np.array([True, False])[:, None]
+    precision = nj.Precision(cast_order="cast_then_multiply")
+
+    def loss(x):
+        y = normalize(x, mask=jnp.asarray(mask), precision=precision)
+        return jnp.sum(jnp.where(mask, y, 0) ** 2)
+
+    gradient = jax.grad(loss)(jnp.asarray(np.where(mask, x, np.float32(np.nan))))
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(normalize(x), normalize(x, precision=precision))  # float32: nothing to round
+    low = jnp.asarray(x, jnp.bfloat16)
+    factor = normalize(low.astype(jnp.float32)) / x
+    expected = low * factor.astype(jnp.bfloat16)
+    np.testing.assert_allclose(
+        normalize(low, precision=precision).astype(jnp.float32), expected.astype(jnp.float32), rtol=2.0**-7
+    )
+
+
 def test_l2_over_sharded_features(rng):
     mesh = jax.make_mesh((8,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
     x = rng.standard_normal((3, 16)).astype(np.float32)
