@@ -94,6 +94,7 @@ def coordinate_modulation(
     def checked(coordinates, x):
         wanted = f"positions in [0, 1] of shape (*leading axes of the input, {len(sizes)})"
         coordinates = require(coordinates, "coordinate_modulation", "coordinates", wanted)
+        _checks.check_input(coordinates)
         (feature,) = _checks.canonical_axes(feature_axis, x.ndim, "feature_axis")
         *leading, axes = coordinates.shape
         fits = all(c in (1, size) for c, size in zip(leading, x.shape, strict=False))
