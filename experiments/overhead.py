@@ -1,11 +1,12 @@
 """What projection and tracking add to a training step of the flagship: interleaved runs, medians, one command.
 
 `python -m experiments overhead` trains the flagship's network (all seeds at once) under several optimizers in the same
-process, one task of each in turn, and compares the medians of the time per step with plain Adam's. It also checks that
-no function compiles again after its first call and that nothing inside a task reaches for the host.
+process, one task of each in turn, and compares the medians of the time per step with plain Adam's. It also counts how
+often each function was compiled (once, if nothing changes between steps) and what in it would wait for the host.
 """
 
 import dataclasses
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -90,6 +91,12 @@ class Config:
     out: Path | None = None
 
 
+def host_calls(lowered: jax.stages.Lowered) -> int:
+    """Counts the places where a compiled program waits for the host: callbacks, infeeds, outfeeds, sends, receives."""
+    pattern = r"custom_call @\w*callback\w*|stablehlo\.(?:infeed|outfeed|send|recv)\b"
+    return len(re.findall(pattern, lowered.as_text()))
+
+
 def measure(config: Config) -> dict[str, Any]:
     """Times every optimizer in turn.
 
@@ -97,24 +104,25 @@ def measure(config: Config) -> dict[str, Any]:
       config: Sizes and number of rounds.
 
     Returns:
-      `{"optimizers": {name: {"microseconds_per_step", "ratio", "compilations"}}, ...}` with medians over the rounds;
-      the ratio is the median of the ratios to Adam's time in the same round.
+      `{"optimizers": {name: {"microseconds_per_step", "ratio", "compilations", "host_calls"}}, ...}` with medians over
+      the rounds; the ratio is the median of the ratios to Adam's time in the same round.
     """
     setting = Setting(seeds=config.seeds, width=config.width, batch_size=config.batch_size, steps=config.steps)
     inputs = jax.random.normal(jax.random.key(0), (setting.images, 64), jnp.float32)
     seeds, rate, task = jnp.arange(config.seeds, dtype=jnp.int32), jnp.float32(1e-3), jnp.int32(0)
     tasks = training.draw_task(seeds, task, setting.images, setting.steps, setting.batch_size)
-    trainers, states = {}, {}
+    trainers, states, waits = {}, {}, {}
     for name, optimizer in OPTIMIZERS.items():
         trainers[name] = training.make_trainer(Arm(name, True, optimizer), setting, inputs)
         state = trainers[name].init(seeds, rate, task)
+        waits[name] = host_calls(trainers[name].train.lower(state, rate, tasks))  # pyright: ignore[reportFunctionMemberAccess]
         states[name], _ = jax.block_until_ready(trainers[name].train(state, rate, tasks))
 
     times: dict[str, list[float]] = {name: [] for name in OPTIMIZERS}
     for _ in range(config.rounds):
         for name, trainer in trainers.items():
             start = time.perf_counter()
-            # A transfer to the host inside the step would raise here.
+            # A transfer on the way into or out of the call would raise here; `host_calls` looks inside it.
             with jax.transfer_guard("disallow"):
                 states[name], _ = trainer.train(states[name], rate, tasks)
             jax.block_until_ready(states[name])
@@ -127,6 +135,7 @@ def measure(config: Config) -> dict[str, Any]:
                 "microseconds_per_step": 1e6 * statistics.median(values),
                 "ratio": statistics.median(v / b for v, b in zip(values, baseline, strict=True)),
                 "compilations": trainers[name].train._cache_size(),  # pyright: ignore[reportFunctionMemberAccess]
+                "host_calls": waits[name],
             }
             for name, values in times.items()
         },
@@ -137,10 +146,11 @@ def run(config: Config) -> None:
     """Measures, prints the table and writes the JSON file if one is asked for."""
     result = measure(config)
     table = rich.table.Table(title="time per training step, medians of interleaved runs")
-    for column in ("optimizer", "µs per step", "ratio to adam", "compilations"):
+    for column in ("optimizer", "µs per step", "ratio to adam", "compilations", "host calls"):
         table.add_column(column, justify="left" if column == "optimizer" else "right")
     for name, row in result["optimizers"].items():
-        table.add_row(name, f"{row['microseconds_per_step']:.1f}", f"{row['ratio']:.3f}", str(row["compilations"]))
+        counts = (str(row["compilations"]), str(row["host_calls"]))
+        table.add_row(name, f"{row['microseconds_per_step']:.1f}", f"{row['ratio']:.3f}", *counts)
     rich.console.Console().print(table)
     if config.out is not None:
         records.write_json(config.out, {**records.environment(), **result})

@@ -60,6 +60,14 @@ def check_fraction(name: str, value: float) -> None:
         raise ValueError(f"expected {name} in [0, 1], got {name}={value!r}.")
 
 
+def check_count(name: str, value: int, least: int = 0) -> None:
+    """Raises unless `value` is an int of at least `least`."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise TypeError(f"expected an int for {name}, got {name}={value!r}.")
+    if value < least:
+        raise ValueError(f"expected {name} >= {least}, got {name}={value!r}.")
+
+
 def check_mask(mask: Any, shape: Sequence[int]) -> None:
     """Raises `ValueError` unless `mask` broadcasts to `shape` by NumPy's rules."""
     try:

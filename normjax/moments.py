@@ -119,7 +119,7 @@ def compute_moments(
     """
     spec = standardization(x, axis, axis_name=axis_name, axis_index_groups=axis_index_groups)
     values, mask = prepare(x, mask)
-    count = _count(values, mask, spec)
+    count = count_valid(values, mask, spec)
     _, mean, second = _central(values, mask, count, spec)
     return Moments(count, mean, second * count)
 
@@ -204,28 +204,68 @@ def standardize(values: jax.Array, mask: jax.Array | None, spec: Standardization
       `(normalized, moments)`. Without centring, `moments.mean` is 0 and `m2` the sum of squares. Positions that
       are masked out are normalized too, with statistics they did not enter.
     """
-    count = _count(values, mask, spec)
+    count = count_valid(values, mask, spec)
     normalized, mean, second = _standardize(values, mask, count, spec)
     return normalized, Moments(count, mean, second * count)
+
+
+def weighted_means(
+    values: tuple[jax.Array, ...], weights: jax.Array, spec: Standardization
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The sum of the weights (real numbers >= 0, of full rank) and the weighted means; 0 where nothing weighs."""
+    terms = (jnp.broadcast_to(weights, values[0].shape), *(v * weights for v in values))
+    total, *sums = across(tuple(jnp.sum(t, axis=spec.axes, keepdims=True) for t in terms), spec)
+    divisor = jnp.where(total > 0, total, 1)
+    return total, tuple(s / divisor for s in sums)
+
+
+def weighted_central(
+    values: jax.Array, weights: jax.Array, spec: Standardization
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Values minus their weighted mean, the sum of the weights, that mean, and the weighted variance.
+
+    Differentiable in values and weights; positions that are masked out have weight 0.
+    """
+    near = _rounded(jax.lax.stop_gradient(weighted_means((values,), weights, spec)[1][0]))
+    shifted = values - near
+    total, (rest, square) = weighted_means((shifted, shifted * shifted), weights, spec)
+    return shifted - rest, total, near + rest, jnp.maximum(square - rest * rest, 0)
+
+
+def raw_means(
+    arrays: tuple[jax.Array, ...], mask: jax.Array | None, spec: Standardization
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """Means of several arrays in one pass, for equations in raw sums, where nothing cancels and nothing is centred.
+
+    Args:
+      arrays: Arrays of one shape, prepared (`prepare`), such as `(values, values * values)`.
+      mask: Boolean, full rank, as returned by `prepare`, or `None`.
+      spec: What is reduced; its epsilon and centring do not matter.
+
+    Returns:
+      `(means, count)`, reduced axes kept with size 1; 0 for an empty set, whose count is 0.
+    """
+    count = count_valid(arrays[0], mask, spec)
+    return means(arrays, mask, count, spec), count
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _standardize(values, mask, count, spec: Standardization):
     centred, mean, second = _central(values, mask, count, spec)
-    return centred * _factor(second, count, spec), mean, second
+    return centred * _factor(second, mask, count, spec), mean, second
 
 
 @_standardize.defjvp
 def _standardize_jvp(spec: Standardization, primals, tangents):
     values, mask, count = primals
     normalized, mean, second = _standardize(values, mask, count, spec)
-    factor = _factor(second, count, spec)
+    factor = _factor(second, mask, count, spec)
     dot = tangents[0]
     if spec.centre:
-        mean_dot, radial = _means((dot, normalized * dot), mask, count, spec)
+        mean_dot, radial = means((dot, normalized * dot), mask, count, spec)
         rest = dot - mean_dot
     else:
-        (radial,) = _means((normalized * dot,), mask, count, spec)
+        (radial,) = means((normalized * dot,), mask, count, spec)
         mean_dot, rest = jnp.zeros_like(mean), dot
     gain = tangent_gain(second, spec.epsilon, spec.epsilon_mode)
     normalized_dot = factor * (rest - normalized * (gain * radial))
@@ -233,55 +273,63 @@ def _standardize_jvp(spec: Standardization, primals, tangents):
     return (normalized, mean, second), (normalized_dot, mean_dot, 2 * radial / safe)
 
 
-def _factor(second, count, spec: Standardization):
-    # The empty-mask rule: statistics of nothing are (0, 1).
-    return inverse_root(jnp.where(count > 0, second, 1), spec.epsilon, spec.epsilon_mode)
+def _factor(second, mask, count, spec: Standardization):
+    # The empty-mask rule: statistics of nothing are (0, 1). Without a mask no set is empty.
+    moment = second if mask is None else jnp.where(count > 0, second, 1)
+    return inverse_root(moment, spec.epsilon, spec.epsilon_mode)
 
 
 def _central(values, mask, count, spec: Standardization):
     """Centred values, mean and second moment; one reduction without centring, two with it."""
     if not spec.centre:
-        (second,) = _means((values * values,), mask, count, spec)
+        (second,) = means((values * values,), mask, count, spec)
         return values, jnp.zeros_like(second), second
     # The first mean only has to be near: it is a constant for autodiff. What it lacks is measured in the second pass.
-    near = _rounded(jax.lax.stop_gradient(_means((values,), mask, count, spec)[0]))
-    shifted = values - near
-    rest, square = _means((shifted, shifted * shifted), mask, count, spec)
+    near = _rounded(jax.lax.stop_gradient(means((values,), mask, count, spec)[0]))
+    # The difference is written in three ways on purpose. One array of it, used by both reductions and by the output,
+    # would be written to memory and read again; three expressions are fused into the loops that use them.
+    rest, square = means((values - near, jnp.square(near - values)), mask, count, spec)
     rest = _rounded(rest)
     # rest is a rounding error of near, so nothing cancels here; the clip is for constant rows.
     second = jnp.maximum(square - rest * rest, 0)
-    return shifted - rest, near + rest, second
+    mean = _rounded(near + rest)
+    return (values - mean) - (rest - _rounded(mean - near)), mean, second
 
 
 def _rounded(mean: jax.Array) -> jax.Array:
     # XLA turns a division by the count into a product with 1 / n, and the compiler fuses that product into `x - mean`
     # in some of the loops that recompute it and not in others. The two then differ by half an ulp of the mean: the very
-    # error that the second pass is there to remove. A select between product and difference keeps them apart.
-    return jnp.where(jnp.isfinite(mean), mean, jnp.nan)
+    # error that the second pass is there to remove. A maximum between product and difference keeps them apart, and
+    # unlike a select it can be part of any fusion; the second term makes a mean that is not finite NaN.
+    return jnp.maximum(mean, float(jnp.finfo(mean.dtype).min)) + 0 * mean
 
 
-def _count(values, mask, spec: Standardization) -> jax.Array:
+def count_valid(values: jax.Array, mask: jax.Array | None, spec: Standardization) -> jax.Array:
+    """The number of valid positions over the axes of `spec` and its mapped axis, in the dtype of `values`."""
     if mask is None:
         size = math.prod(values.shape[a] for a in spec.axes)
         count = jnp.full((1,) * values.ndim, size, values.dtype)
         # psum of a constant is the axis size times it: no collective is emitted.
-        return count if spec.axis_name is None else _across(count, spec)
+        return count if spec.axis_name is None else across(count, spec)
     # A mask axis of size 1 stands for the whole axis of the values. Integers count exactly.
     repeat = math.prod(values.shape[a] for a in spec.axes if mask.shape[a] == 1)
     valid = jnp.sum(mask, axis=spec.axes, keepdims=True, dtype=jnp.int32) * repeat
-    return _across(valid, spec).astype(values.dtype)
+    return across(valid, spec).astype(values.dtype)
 
 
-def _means(values: tuple[jax.Array, ...], mask, count, spec: Standardization) -> tuple[jax.Array, ...]:
+def means(
+    values: tuple[jax.Array, ...], mask: jax.Array | None, count: jax.Array, spec: Standardization
+) -> tuple[jax.Array, ...]:
     """Means of several arrays over the valid positions, merged across devices together; 0 for an empty set."""
     if mask is not None:
         values = tuple(jnp.where(mask, v, 0) for v in values)
-    sums = _across(tuple(jnp.sum(v, axis=spec.axes, keepdims=True) for v in values), spec)
+    sums = across(tuple(jnp.sum(v, axis=spec.axes, keepdims=True) for v in values), spec)
     divisor = jnp.maximum(count, 1)
     return tuple(total / divisor for total in sums)
 
 
-def _across(value, spec: Standardization):
+def across(value: Any, spec: Standardization) -> Any:
+    """The sum over the mapped axis of `spec`, if it has one."""
     if spec.axis_name is None:
         return value
     groups = None if spec.axis_index_groups is None else [list(g) for g in spec.axis_index_groups]

@@ -31,6 +31,8 @@ class Precision:
         once (torch, Flax, Gemma, OLMo 2, GPT-OSS); `"cast_then_scale"` rounds the normalized value first and
         multiplies afterwards (Llama, Qwen, DeepSeek-V3, T5X); `"cast_then_multiply"` rounds the inverse root itself and
         multiplies in the output dtype (DeepSeek-V4's unweighted norm).
+      narrow_offset: Whether an offset is added to the scale in the scale's own dtype (Nemotron, Muse Spark); otherwise
+        it is added in at least float32 (Gemma, Qwen3-Next).
 
     Example:
       >>> import jax.numpy as jnp, normjax as nj
@@ -43,6 +45,7 @@ class Precision:
     output: Any = "input"
     parameters: Any = jnp.float32
     cast_order: CastOrder = "scale_then_cast"
+    narrow_offset: bool = False
 
     def __post_init__(self):
         """Rejects values that would only fail, or silently differ, deep inside a traced function."""
@@ -103,9 +106,17 @@ def inverse_root(moment: jax.Array, epsilon: float, mode: EpsilonMode = "inside"
 
     Returns:
       The factor, same shape and dtype as `moment`.
+
+    Raises:
+      ValueError: If the mode is unknown.
     """
+    if mode not in get_args(EpsilonMode):
+        raise ValueError(f"epsilon_mode={mode!r} is unknown; expected one of {get_args(EpsilonMode)}.")
     if mode == "inside":
         shifted = moment + jnp.asarray(epsilon, moment.dtype)
+        if epsilon >= float(jnp.finfo(moment.dtype).tiny):
+            # Never zero. A select here would keep the CPU's compiler from fusing the whole norm into one pass.
+            return jax.lax.rsqrt(shifted)
         positive = shifted > 0
         return jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, shifted, 1)), 0)
     # sqrt has an infinite derivative at 0, which autodiff would turn into 0 * inf = NaN.
@@ -149,7 +160,7 @@ def scale_shift_cast(
       bias: Broadcastable bias, or `None`.
       x_dtype: Dtype of the norm's input.
       precision: The policy.
-      scale_offset: Added to the scale in at least float32 (1 for Gemma's `1 + w`).
+      scale_offset: Added to the scale (1 for Gemma's `1 + w`), in the dtype that the policy says.
 
     Returns:
       The output in the policy's output dtype.
@@ -159,18 +170,19 @@ def scale_shift_cast(
         # Statistics may be narrower than the output (bfloat16 under float32 parameters): never round down in between.
         dtype = promote(normalized.dtype, out)
         y = normalized.astype(dtype)
-        y = y if scale is None else y * _offset(scale, scale_offset, dtype).astype(dtype)
+        y = y if scale is None else y * offset_scale(scale, scale_offset, dtype, precision).astype(dtype)
         return (y if bias is None else y + bias.astype(dtype)).astype(out)
     # Llama rounds to the input's dtype even where float32 parameters promote the product afterwards.
     rounded = x_dtype if precision.output in ("input", "promote") else out
     y = normalized.astype(rounded).astype(out)
     if scale is not None:
-        y = y * _offset(scale, scale_offset, normalized.dtype).astype(out)
+        y = y * offset_scale(scale, scale_offset, normalized.dtype, precision).astype(out)
     return y if bias is None else y + bias.astype(out)
 
 
-def _offset(scale: jax.Array, scale_offset: float, dtype: Any) -> jax.Array:
+def offset_scale(scale: jax.Array, scale_offset: float, dtype: Any, precision: Precision = TORCH) -> jax.Array:
+    """Returns `scale_offset + scale`, in the scale's own dtype if the policy says so, else at least in `dtype`."""
     if scale_offset == 0:
         return scale
-    wide = promote(scale.dtype, dtype)
+    wide = scale.dtype if precision.narrow_offset else promote(scale.dtype, dtype)
     return scale.astype(wide) + jnp.asarray(scale_offset, wide)

@@ -2,9 +2,13 @@
 
 import pathlib
 import re
+import shlex
 
 import jax
 import pytest
+import tyro
+
+from experiments.__main__ import EXPERIMENTS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -41,3 +45,16 @@ def test_commands_are_marked(name):
     block = re.search(rf"<!-- command: {name} -->\n```\n(.*?)\n```", README, flags=re.DOTALL)
     assert block is not None
     assert len(block.group(1).splitlines()) == 1
+
+
+def test_every_experiment_command_is_one():
+    block = re.search(r"<!-- commands: experiment -->\n```\n(.*?)\n```", README, flags=re.DOTALL)
+    assert block is not None
+    shown = block.group(1).splitlines()
+    assert len(shown) <= 15
+    inline = re.findall(r"`(python -m experiments [^`\n]+)`", README)
+    commands = [c for c in (*shown, *inline) if "NAME" not in c and "--help" not in c]
+    assert len(commands) > len(shown)
+    for command in commands:
+        name, *flags = shlex.split(command, comments=True)[3:]
+        tyro.cli(EXPERIMENTS[name].config, args=flags)

@@ -32,6 +32,22 @@ def default_data_dir() -> Path:
     return Path(cache) / "normjax" / "datasets"
 
 
+def require_available(name: str, data_dir: Path | str | None = None) -> None:
+    """Raises, within seconds, unless `load` can prepare the dataset or finds it prepared. Downloads nothing.
+
+    Args:
+      name: As for `load`.
+      data_dir: As for `load`.
+
+    Raises:
+      UsageError: If the name is unknown.
+      ConnectionError: If the dataset has to be downloaded and its host does not answer.
+    """
+    builder = _builder(name, data_dir)
+    if name not in EMBEDDED and not _is_prepared(builder):
+        preflight.require_reachable(name, builder.url_infos or (), EMBEDDED)
+
+
 def load(name: str, split: str = "train", data_dir: Path | str | None = None) -> Images:
     """Loads a split of an image-classification dataset, preparing it on first use.
 
@@ -47,8 +63,9 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None) ->
       UsageError: If the name or split is unknown, or the dataset does not hold labelled images of one size.
       ConnectionError: If the dataset has to be downloaded and its host does not answer.
     """
-    builder = _builder(name, Path(data_dir) if data_dir is not None else default_data_dir())
-    if not (builder.data_path.is_dir() and builder.is_prepared()):
+    require_available(name, data_dir)
+    builder = _builder(name, data_dir)
+    if not _is_prepared(builder):
         _prepare(name, builder)
     _check_features(name, builder)
     try:
@@ -65,7 +82,6 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None) ->
 
 def _prepare(name: str, builder: Any) -> None:
     if name not in EMBEDDED:
-        preflight.require_reachable(name, builder.url_infos or (), EMBEDDED)
         builder.download_and_prepare()
         return
     # TFDS announces a download of unknown size and draws progress bars; here neither is true nor needed.
@@ -73,7 +89,12 @@ def _prepare(name: str, builder: Any) -> None:
         builder.download_and_prepare()
 
 
-def _builder(name: str, data_dir: Path) -> Any:
+def _is_prepared(builder: Any) -> bool:
+    return builder.data_path.is_dir() and builder.is_prepared()
+
+
+def _builder(name: str, data_dir: Path | str | None) -> Any:
+    data_dir = Path(data_dir) if data_dir is not None else default_data_dir()
     if name in EMBEDDED:
         return EMBEDDED[name](data_dir=data_dir, file_format="array_record")
     try:

@@ -35,7 +35,8 @@ class Config:
       affine_decay: The same for scale and offset in the `_decay` arms.
       readout_decay: The same for the readout in the `_decay_readout` arms.
       sweep: Run every arm at every rate of the grid and write the sweep file.
-      sweep_file: The sweep to read or write; by default the one of the dataset in experiments/sweeps.
+      sweep_file: The sweep to read or write; by default the one of the dataset in experiments/sweeps, or where there is
+        none the one of digits to read.
       quick: A taste: fewer tasks and seeds.
       out: Folder of all runs.
       run: Name of this run's folder in it; by default dataset and time.

@@ -57,7 +57,7 @@ def draw(path: Path, config: Config, series: Mapping[Job, Series], grid: dict[st
     panels = figure.subplot_mosaic(
         [["accuracy", "rate", "readout"], ["accuracy", "dead", "sweep"]], width_ratios=[2.2, 1.0, 1.0]
     )
-    _accuracy(panels["accuracy"], jobs, series, swept=grid is not None)
+    _accuracy(panels["accuracy"], jobs, series, _source(config, grid))
     _metric(panels["rate"], jobs, series, "hidden_effective_lr", "effective learning rate, hidden", log=True)
     _metric(panels["readout"], jobs, series, "readout_norm_ratio", "readout norm / initial norm", log=True)
     _metric(panels["dead"], jobs, series, "dead_units", "dead units", log=False)
@@ -73,7 +73,14 @@ def draw(path: Path, config: Config, series: Mapping[Job, Series], grid: dict[st
     figure.savefig(path, dpi=150)
 
 
-def _accuracy(axes: Axes, jobs: list[Job], series: Mapping[Job, Series], *, swept: bool) -> None:
+def _source(config: Config, grid: dict[str, Any] | None) -> str:
+    """Where the rates come from."""
+    if grid is None:
+        return "one for all arms"
+    return "each arm's best in the sweep" + ("" if grid["dataset"] == config.dataset else f" on {grid['dataset']}")
+
+
+def _accuracy(axes: Axes, jobs: list[Job], series: Mapping[Job, Series], source: str) -> None:
     ends = {job: float(_curve(axes, job, _smooth(series[job]["online_accuracy"]))[-1]) for job in jobs}
     axes.axhline(CHANCE, color="#bbbbbb", linewidth=1, linestyle=":")
     axes.text(0.01, CHANCE, "chance", color="#888888", va="bottom", fontsize=9, transform=axes.get_yaxis_transform())
@@ -97,7 +104,6 @@ def _accuracy(axes: Axes, jobs: list[Job], series: Mapping[Job, Series], *, swep
         text = f" {ARMS[job[0]].label}  ({job[1]:g})"
         weight = "bold" if style.bold else "normal"
         axes.text(right * 1.035, height, text, color=style.color, va="center", fontsize=9.5, fontweight=weight)
-    source = "each arm's best in the sweep" if swept else "one for all arms"
     note = f"in brackets: learning rate,\n{source}"
     axes.text(1.05, 0.02, note, transform=axes.transAxes, fontsize=8.5, color="#666666")
 
@@ -142,7 +148,8 @@ def _sweep(axes: Axes, config: Config, grid: dict[str, Any]) -> None:
         axes.plot(rates[best], means[best], "o", color=style.color, markersize=7)
     axes.set_xscale("log")
     axes.set(xlabel="learning rate", ylim=(0, None))
-    axes.set_title("sweep: mean online accuracy", loc="left", fontsize=10.5)
+    on = "" if grid["dataset"] == config.dataset else f" on {grid['dataset']}"
+    axes.set_title(f"sweep{on}: mean online accuracy", loc="left", fontsize=10.5)
     _bare(axes)
 
 

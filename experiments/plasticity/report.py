@@ -96,14 +96,18 @@ def _notes(config: Config, rows: Sequence[Row], grid: dict[str, Any] | None) -> 
         return notes
     rates = sorted({r["learning_rate"] for r in grid["results"]})
     listed = ", ".join(f"{rate:g}" for rate in rates)
+    borrowed = grid["dataset"] != config.dataset
+    on = f" on {grid['dataset']}, not on {config.dataset}," if borrowed else ""
     notes.append(
-        f"every arm was swept over the same rates ({listed}) and selected by {grid['selection']}, on seeds other than "
-        "those of a run that is not itself the sweep"
+        f"every arm was swept{on} over the same rates ({listed}) and selected by {grid['selection']}, on seeds other "
+        "than those of a run that is not itself the sweep"
     )
-    differing = [k for k, v in config.setting().items() if k != "first_seed" and grid["setting"].get(k) != v]
+    differing = [
+        k for k, v in config.setting().items() if k not in ("first_seed", "dataset") and grid["setting"].get(k) != v
+    ]
     if differing:
         notes.append(f"the sweep was run with other settings: {', '.join(differing)}")
-    if not config.sweep:
+    if not config.sweep and not borrowed:
         edge = [ARMS[r.arm].label for r in rows if len(rates) > 1 and r.learning_rate in (rates[0], rates[-1])]
         if edge:
             notes.append(f"best rate at the edge of the grid: {', '.join(edge)}")
@@ -153,7 +157,7 @@ def _sweep_tables(grid: dict[str, Any]) -> list[str]:
     recorded = grid["recorded"]
     versions = ", ".join(f"{name} {version}" for name, version in recorded["versions"].items())
     return [
-        "## The whole sweep",
+        f"## The whole sweep, on {grid['dataset']}",
         "",
         *_sweep_table(grid, "online_accuracy", "Mean online accuracy over all tasks"),
         *_sweep_table(grid, "change", "Change of online accuracy from first to last tasks"),

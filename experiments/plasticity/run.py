@@ -46,6 +46,8 @@ def run(config: Config, console: Console | None = None) -> Path:
     images = data.load(config.dataset, f"train[:{config.images}]", config.data_dir).images
     if not (folder / "config.json").exists():
         _write_config(folder, config, jobs)
+    if config.learning_rate is None and not config.sweep:
+        _tell_borrowed_rates(config, console)
     console.print(f"results go to [bold]{folder}[/bold] (if interrupted: --resume {folder})", highlight=False)
     # LAPACK's small singular value decompositions, once per task, take a hundred times longer when OpenBLAS threads
     # compete with XLA's for the cores.
@@ -76,6 +78,8 @@ def _plan(config: Config) -> tuple[Path, Config, list[summary.Job]]:
     config = config.resolved()
     if config.sweep:
         config = dataclasses.replace(config, first_seed=config.first_seed + sweep.SEED_OFFSET)
+    # Before the sweep is looked for: a dataset that does not exist is not to be swept.
+    data.require_available(config.dataset, config.data_dir)
     jobs = _jobs(config)
     kind = "-sweep" if config.sweep else ""
     name = config.run or f"plasticity-{config.dataset.replace('/', '_')}{kind}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -108,8 +112,18 @@ def _jobs(config: Config) -> list[summary.Job]:
         return [(arm, rate) for arm in config.arms for rate in sorted(config.learning_rates)]
     if config.learning_rate is not None:
         return [(arm, config.learning_rate) for arm in config.arms]
-    content = sweep.read(config.sweep_file or sweep.default_file(config.dataset), config.dataset)
+    content = sweep.for_run(config.sweep_file, config.dataset)
     return list(sweep.best_rates(content, config.arms).items())
+
+
+def _tell_borrowed_rates(config: Config, console: Console) -> None:
+    swept = sweep.for_run(config.sweep_file, config.dataset)["dataset"]
+    if swept != config.dataset:
+        console.print(
+            f"no learning-rate sweep of {config.dataset} is committed: every arm runs at its best rate on {swept}; "
+            "--sweep finds its own, --learning-rate gives one for all",
+            highlight=False,
+        )
 
 
 def _train(config: Config, jobs: Sequence[summary.Job], inputs: jax.Array, folder: Path, console: Console) -> None:
@@ -168,12 +182,12 @@ def _conclude(config: Config, folder: Path, console: Console) -> None:
     stored = report.read_config(folder)
     series = summary.collect(records.read_lines(folder / "metrics.jsonl"))
     rows = summary.summarize(series)
-    path = config.sweep_file or sweep.default_file(config.dataset)
     if config.sweep:
+        path = config.sweep_file or sweep.default_file(config.dataset)
         recorded = {**stored["environment"], "command": stored["command"]}
         sweep.write(path, config.dataset, config.setting(), rows, recorded)
         console.print(f"sweep written to [bold]{path}[/bold]", highlight=False)
-    grid = sweep.read(path, config.dataset) if config.sweep or config.learning_rate is None else None
+    grid = sweep.for_run(config.sweep_file, config.dataset) if config.learning_rate is None else None
     report.write(folder, config, rows, grid, console)
     figure.draw(folder / "figure.png", config, series, grid)
     console.print(f"figure in [bold]{folder / 'figure.png'}[/bold]", highlight=False)

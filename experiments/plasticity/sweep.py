@@ -9,6 +9,7 @@ from experiments import UsageError
 from experiments.plasticity.summary import Row
 from experiments.records import write_json
 
+REFERENCE = "digits"
 FOLDER = Path(__file__).resolve().parent.parent / "sweeps"
 SELECTION = "highest mean online accuracy over all tasks and seeds"
 # A sweep draws other seeds than the run that its best rates are used in, or the best would look better than it is.
@@ -67,6 +68,20 @@ def read(path: Path, dataset: str) -> dict[str, Any]:
     if found != dataset:
         raise UsageError(f"{path} is the sweep of dataset {found!r}, got --dataset {dataset!r}.")
     return content
+
+
+def for_run(path: Path | None, dataset: str) -> dict[str, Any]:
+    """The sweep that decides the rates of a run: the file given, the dataset's own, or that of `REFERENCE`.
+
+    Borrowed rates are better than none, and are told apart by the `dataset` of the result, which is then another one.
+
+    Raises:
+      UsageError: As `read`.
+    """
+    if path is not None:
+        return read(path, dataset)
+    own = default_file(dataset)
+    return read(own, dataset) if own.is_file() else read(default_file(REFERENCE), REFERENCE)
 
 
 def best_rates(content: dict[str, Any], arms: Iterable[str]) -> dict[str, float]:

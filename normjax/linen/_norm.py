@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from normjax.backward_state import OVERWRITE_WITH_GRADIENT, join_written, split_written
 from normjax.transform import NormTransform
 
 
@@ -14,6 +15,11 @@ class Norm(nn.Module):
     Parameters go to the collection `"params"` and state to `state_collection`, each under the transform's own names
     (`"scale"`, `"bias"`, `"mean"`, ...; `"0"`, `"1"`, ... for members of a chain). Statistics do not move during
     `init`.
+
+    What the backward pass writes (PowerNorm, Unified Normalization) goes to the collection
+    `"_overwrite_with_gradient"`. Take gradients with respect to it beside `"params"`: Flax's `TrainState` hides it from
+    the optimizer and overwrites it as it is. Evaluation does not need the collection. `nn.scan` and `nn.vmap` need it
+    in their `variable_axes`.
 
     Attributes:
       transform: The norm, e.g. `nj.rms_norm()` or `nj.chain(...)`.
@@ -28,6 +34,25 @@ class Norm(nn.Module):
       >>> y, updates = layer.apply(variables, x, mutable="batch_stats")
       >>> print(y.T.round(3), updates["batch_stats"]["mean"].round(3))
       [[-1.  1.]] [0.02]
+
+      A training step with PowerNorm, whose backward pass writes state:
+
+      >>> import optax
+      >>> from flax.training.train_state import TrainState
+      >>> layer, x = nj.linen.Norm(nj.power_norm()), jnp.array([[1.0, 4.0], [-2.0, 3.0]])
+      >>> variables = layer.init(jax.random.key(0), x)
+      >>> stats = variables.pop("batch_stats")
+      >>> sorted(variables)
+      ['_overwrite_with_gradient', 'params']
+      >>> train = TrainState.create(apply_fn=layer.apply, params=variables, tx=optax.adam(1e-3))
+      >>> def loss(variables):
+      ...     y, new = layer.apply({**variables, "batch_stats": stats}, x, mutable=["batch_stats"])
+      ...     return jnp.sum(y**3), new["batch_stats"]
+      >>> grads, stats = jax.grad(loss, has_aux=True)(train.params)
+      >>> train = train.apply_gradients(grads=grads)
+      >>> written = "_overwrite_with_gradient"
+      >>> bool((train.params[written]["ema_gz"] == grads[written]["ema_gz"]).all())
+      True
     """
 
     transform: NormTransform
@@ -59,9 +84,18 @@ class Norm(nn.Module):
             return self.transform.init(rng, struct, **context)
 
         # Shapes name the entries; the values come from the module's own streams.
-        param_names, state_names = jax.eval_shape(initialize, jax.random.key(0))
-        params = {name: self.param(name, lambda rng, n=name: initialize(rng)[0][n]) for name in param_names}
+        shapes, state_names = jax.eval_shape(initialize, jax.random.key(0))
+        param_names, written_names = split_written(shapes)
+        params = {
+            name: self.param(name, lambda rng, n=name: split_written(initialize(rng)[0])[0][n]) for name in param_names
+        }
         rng = self.make_rng("params") if self.has_rng("params") else None
+        written = {
+            name: self.variable(OVERWRITE_WITH_GRADIENT, name, lambda n=name: split_written(initialize(rng)[0])[1][n])
+            for name in written_names
+            if self.is_initializing() or self.has_variable(OVERWRITE_WITH_GRADIENT, name)
+        }
+        params = join_written(shapes, params, {name: variable.value for name, variable in written.items()})
         variables = {
             name: self.variable(self.state_collection, name, lambda n=name: initialize(rng)[1][n])
             for name in state_names

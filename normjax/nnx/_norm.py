@@ -1,20 +1,31 @@
 """An nnx module around any `NormTransform`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from normjax.backward_state import OVERWRITE_WITH_GRADIENT
 from normjax.transform import NormTransform
+
+
+class OverwriteWithGradient(nnx.Param):
+    """State that the backward pass writes: an `nnx.Param`, so that `nnx.grad` and `nnx.Optimizer` reach it.
+
+    The optimizer must be wrapped in `normjax.overwrite_with_gradient`; unwrapped, it would take the new value for a
+    gradient.
+    """
 
 
 class Norm(nnx.Module):
     """Holds the parameters and the state of a `NormTransform` in an nnx module; no mathematics of its own.
 
     Each top-level parameter becomes an `nnx.Param` attribute and each state entry an `nnx.BatchStat`, under the
-    transform's own names (`scale`, `bias`, `mean`, ...; members of a chain are dicts named `"0"`, `"1"`, ...).
+    transform's own names (`scale`, `bias`, `mean`, ...; members of a chain are dicts named `"0"`, `"1"`, ...). What the
+    backward pass writes (PowerNorm, Unified Normalization) becomes `OverwriteWithGradient` under
+    `_overwrite_with_gradient`.
 
     Example:
       >>> import jax.numpy as jnp, normjax as nj
@@ -23,6 +34,17 @@ class Norm(nnx.Module):
       >>> y = layer(jnp.array([[1.0], [3.0]]))
       >>> print(y.T.round(3), layer.mean[...].round(3))
       [[-1.  1.]] [0.02]
+
+      A training step with PowerNorm, whose backward pass writes state:
+
+      >>> import optax
+      >>> layer, x = nj.nnx.Norm(nj.power_norm(), 2, rngs=nnx.Rngs(0)), jnp.array([[1.0, 4.0], [-2.0, 3.0]])
+      >>> optimizer = nnx.Optimizer(layer, nj.overwrite_with_gradient(optax.adam(1e-3)), wrt=nnx.Param)
+      >>> grads = nnx.grad(lambda layer: jnp.sum(layer(x) ** 3))(layer)
+      >>> updates = optimizer.update(layer, grads)
+      >>> written = "_overwrite_with_gradient"
+      >>> bool((getattr(layer, written)["ema_gz"][...] == grads[written]["ema_gz"][...]).all())
+      True
     """
 
     def __init__(
@@ -51,7 +73,7 @@ class Norm(nnx.Module):
         self.use_running_average = use_running_average
         self._param_names, self._state_names = tuple(params), tuple(state)
         for name, value in params.items():
-            setattr(self, name, nnx.data(jax.tree.map(nnx.Param, value)))
+            setattr(self, name, nnx.data(_variables(name, value)))
         for name, value in state.items():
             setattr(self, _state_name(name, params), nnx.data(jax.tree.map(nnx.BatchStat, value)))
 
@@ -83,6 +105,13 @@ class Norm(nnx.Module):
         """Sets `use_running_average` on a view made by `nnx.view`."""
         if use_running_average is not None:
             self.use_running_average = use_running_average
+
+
+def _variables(name: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {inner: _variables(name if name == OVERWRITE_WITH_GRADIENT else inner, v) for inner, v in value.items()}
+    kind = OverwriteWithGradient if name == OVERWRITE_WITH_GRADIENT else nnx.Param
+    return jax.tree.map(kind, value)
 
 
 def _is_variable(leaf: Any) -> bool:

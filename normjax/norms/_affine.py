@@ -1,5 +1,6 @@
 """The learned scale and bias that follow a normalization, shared by every norm that has them."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.precision import Precision, scale_shift_cast
+from normjax.precision import Precision, output_dtype, scale_shift_cast
 
 Initializer = Callable[[Any, tuple[int, ...], Any], jax.Array]
 
@@ -47,3 +48,14 @@ def affine(
     _checks.check_parameter("bias", bias, x.shape, features)
     scale, bias = (None if p is None else _checks.broadcast_to_features(p, feature_axes, x.ndim) for p in (scale, bias))
     return scale_shift_cast(normalized, scale, bias, x.dtype, precision, scale_offset)
+
+
+def multiplied(
+    values: jax.Array, factor: jax.Array, x_dtype: Any, parameters: tuple[jax.Array | None, ...], precision: Precision
+) -> tuple[jax.Array, Precision]:
+    """Returns `values * factor`, rounded first where the cast order says so, and the policy for what follows."""
+    if precision.cast_order != "cast_then_multiply":
+        return values * factor, precision
+    out = output_dtype(x_dtype, parameters, precision)
+    rest = dataclasses.replace(precision, output=out, cast_order="cast_then_scale")
+    return values.astype(out) * factor.astype(out), rest

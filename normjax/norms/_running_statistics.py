@@ -1,11 +1,14 @@
 """Running statistics: how they move in training, and normalization with them in evaluation."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import Moments, variance
-from normjax.norms._affine import affine
+from normjax.moments import AxisName, Moments, Standardization, across, variance
+from normjax.norms._affine import Initializer, affine, init_affine
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
 
 
@@ -60,6 +63,35 @@ def normalize_with_statistics(
     return affine(normalized, x, scale, bias, features, precision)
 
 
+def batch_axes(ndim: int, features: tuple[int, ...], axis_name: AxisName = None) -> tuple[int, ...]:
+    """Returns the axes that batch normalization reduces: all that are not features, none if the batch is mapped."""
+    axes = _checks.other_axes(features, ndim)
+    if not axes and axis_name is None:
+        raise ValueError(
+            f"feature_axes={features} leave no axis of an input of rank {ndim} to take batch statistics over; "
+            "inside vmap, pass axis_name= to take them over the mapped axis."
+        )
+    return axes
+
+
+def initialize(
+    rng: jax.Array | None,
+    x: Any,
+    feature_axes: _checks.Axes,
+    axis_name: AxisName,
+    precision: Precision,
+    scale_init: Initializer | None,
+    bias_init: Initializer | None,
+    starts: Mapping[str, float],
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Returns scale and bias, and per feature the statistics of a norm over the batch at their starting values."""
+    features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
+    batch_axes(x.ndim, features, axis_name)
+    shape, dtype = tuple(x.shape[a] for a in features), statistics_dtype(x.dtype)
+    state = {name: jnp.full(shape, value, dtype) for name, value in starts.items()}
+    return init_affine(rng, shape, precision, scale_init, bias_init), state
+
+
 def running_statistics(
     state: dict[str, jax.Array], debias_momentum: float | None = None
 ) -> tuple[jax.Array, jax.Array]:
@@ -73,24 +105,48 @@ def running_statistics(
     return mean / weight, jnp.where(seen, var / weight, 1)
 
 
-def update_running(
-    state: dict[str, jax.Array], moments: Moments, momentum: float | None, *, unbiased: bool = False
+def move(
+    state: dict[str, jax.Array], values: dict[str, jax.Array], momentum: jax.Array | float, seen: jax.Array
 ) -> dict[str, jax.Array]:
-    """Moves the running statistics towards a batch's; features whose batch was empty keep theirs."""
-    shape, dtype = state["mean"].shape, state["mean"].dtype
+    """Returns the named entries of a state moved towards `values` where `seen`, of their shape."""
+    new = {}
+    for name, value in values.items():
+        old = state[name]
+        weight = jnp.asarray(momentum, old.dtype)
+        moved = weight * old + (1 - weight) * value.reshape(old.shape).astype(old.dtype)
+        new[name] = jnp.where(seen, moved, old)
+    return new
+
+
+def seen_features(moments: Moments, shape: tuple[int, ...]) -> jax.Array:
+    """Returns which features had a valid position in the batch, of the shape of the features."""
+    return jnp.broadcast_to(moments.count > 0, moments.mean.shape).reshape(shape)
+
+
+def any_valid(mask: jax.Array | None, axis_name: AxisName = None, axis_index_groups=None) -> jax.Array:
+    """Returns whether a mask has a valid position on any device: a step without one does not count."""
+    if mask is None:
+        return jnp.asarray(True)
+    valid = jnp.any(mask.astype(bool)).astype(jnp.int32)
+    return across(valid, Standardization((), axis_name=axis_name, axis_index_groups=axis_index_groups)) > 0
+
+
+def update_running(
+    state: dict[str, jax.Array], moments: Moments, momentum: jax.Array | float | None, *, unbiased: bool = False
+) -> dict[str, jax.Array]:
+    """Moves the running statistics that a state has (a norm that does not centre keeps no mean) towards a batch's.
+
+    Features whose batch was empty keep theirs.
+    """
     moments = jax.lax.stop_gradient(moments)
-    seen = jnp.broadcast_to(moments.count > 0, moments.mean.shape).reshape(shape)
+    seen = seen_features(moments, state["var"].shape)
     new = dict(state)
-    weight = jnp.asarray(0 if momentum is None else momentum, dtype)
     if "count" in state:
         new["count"] = state["count"] + jnp.any(seen).astype(state["count"].dtype)
-        if momentum is None:
-            weight = 1 - 1 / jnp.maximum(new["count"], 1).astype(dtype)
+    if momentum is None:
+        momentum = 1 - 1 / jnp.maximum(new["count"], 1).astype(state["var"].dtype)
     batch = {"mean": moments.mean, "var": variance(moments, ddof=1 if unbiased else 0)}
-    for name, value in batch.items():
-        moved = weight * state[name] + (1 - weight) * value.reshape(shape).astype(dtype)
-        new[name] = jnp.where(seen, moved, state[name])
-    return new
+    return new | move(state, {name: batch[name] for name in batch if name in state}, momentum, seen)
 
 
 def update_averaged(
@@ -99,12 +155,7 @@ def update_averaged(
     """Moves running statistics towards the average over the instances that are not empty, if there are any."""
     moments = jax.lax.stop_gradient(moments)
     valid = jnp.broadcast_to(moments.count > 0, moments.mean.shape)
-    shape = state["mean"].shape
-    seen = jnp.any(valid, axis=batch).reshape(shape)
-    new = {}
-    for name, value in {"mean": moments.mean, "var": variance(moments, ddof=1)}.items():
-        total = jnp.sum(jnp.where(valid, value, 0), axis=batch)
-        average = (total / jnp.maximum(jnp.sum(valid, axis=batch), 1).astype(total.dtype)).reshape(shape)
-        moved = momentum * state[name] + (1 - momentum) * average.astype(state[name].dtype)
-        new[name] = jnp.where(seen, moved, state[name])
-    return new
+    number = jnp.maximum(jnp.sum(valid, axis=batch), 1).astype(moments.mean.dtype)
+    statistics = {"mean": moments.mean, "var": variance(moments, ddof=1)}
+    averages = {name: jnp.sum(jnp.where(valid, value, 0), axis=batch) / number for name, value in statistics.items()}
+    return move(state, averages, momentum, jnp.any(valid, axis=batch).reshape(state["mean"].shape))

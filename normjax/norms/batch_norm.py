@@ -4,8 +4,9 @@ $$y = \gamma \odot \frac{x - \mu_B}{\sqrt{\sigma_B^2 + \epsilon}} + \beta,\qquad
 \bar\mu \leftarrow m \bar\mu + (1-m)\mu_B,\quad \bar\sigma^2 \leftarrow m\bar\sigma^2 + (1-m)\sigma_B^2$$
 
 Evaluation uses the running statistics $\bar\mu, \bar\sigma^2$ and is an affine map that folds into its neighbour.
-Flax stores the biased variance, torch the unbiased one; both are here. In training, weights that feed it are
-scale-invariant unit by unit, up to epsilon.
+Flax stores the biased variance, torch the unbiased one; both are here. With a mask this is masked batch norm: padding
+enters no statistic, and evaluation uses the running ones, not the batch's as in the masked layer beside PowerNorm. In
+training, weights that feed it are scale-invariant unit by unit, up to epsilon.
 """
 
 import jax
@@ -14,8 +15,14 @@ import jax.numpy as jnp
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, Moments, prepare, standardization, standardize
-from normjax.norms._affine import Initializer, affine, default_init, init_affine
-from normjax.norms._running_statistics import normalize_with_statistics, running_statistics, update_running
+from normjax.norms._affine import Initializer, affine, default_init
+from normjax.norms._running_statistics import (
+    batch_axes,
+    initialize,
+    normalize_with_statistics,
+    running_statistics,
+    update_running,
+)
 from normjax.precision import TORCH, Precision, statistics_dtype
 from normjax.transform import NormTransform
 
@@ -74,17 +81,6 @@ def batch_normalize(
     values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
     normalized, moments = standardize(values, mask, spec)
     return affine(normalized, x, scale, bias, features, precision), moments
-
-
-def batch_axes(ndim: int, features: tuple[int, ...], axis_name: AxisName = None) -> tuple[int, ...]:
-    """Returns the axes that batch normalization reduces: all that are not features, none if the batch is mapped."""
-    axes = _checks.other_axes(features, ndim)
-    if not axes and axis_name is None:
-        raise ValueError(
-            f"feature_axes={features} leave no axis of an input of rank {ndim} to take batch statistics over; "
-            "inside vmap, pass axis_name= to take them over the mapped axis."
-        )
-    return axes
 
 
 @method(
@@ -162,20 +158,16 @@ def batch_norm(
 
     def init(rng, x, **context):
         del context
-        features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
-        batch_axes(x.ndim, features, axis_name)
-        shape = tuple(x.shape[a] for a in features)
-        dtype = statistics_dtype(x.dtype)
-        state = {"mean": jnp.zeros(shape, dtype), "var": jnp.full(shape, 0 if debias else 1, dtype)}
-        if counted:
-            state["count"] = jnp.zeros((), jnp.int32)
-        return init_affine(rng, shape, precision, scale_init, bias_init), state
+        starts = {"mean": 0, "var": 0 if debias else 1}
+        params, state = initialize(rng, x, feature_axes, axis_name, precision, scale_init, bias_init, starts)
+        return params, state | ({"count": jnp.zeros((), jnp.int32)} if counted else {})
 
     def apply(params, state, x, *, train, mask=None, **context):
         del context
         scale, bias = params.get("scale"), params.get("bias")
         if frozen or not train:
             mean, var = running_statistics(state, momentum if debias else None)
+            x = prepare(x, mask, x.dtype)[0]
             y = normalize_with_statistics(
                 x, mean, var, scale, bias, feature_axes=feature_axes, epsilon=epsilon, precision=precision
             )

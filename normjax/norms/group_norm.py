@@ -28,6 +28,7 @@ def group_normalize(
     axis: _checks.Axes | None = None,
     epsilon: float = 1e-6,
     epsilon_mode: EpsilonMode = "inside",
+    per_group: bool = False,
     mask: jax.Array | None = None,
     axis_name: AxisName = None,
     axis_index_groups=None,
@@ -37,8 +38,8 @@ def group_normalize(
 
     Args:
       x: Floating array, e.g. `(batch, height, width, channels)`.
-      scale: $\gamma$, `(channels,)`, or `None` for 1.
-      bias: $\beta$, `(channels,)`, or `None` for 0.
+      scale: $\gamma$, `(channels,)` or, with `per_group`, `(groups,)`; `None` for 1.
+      bias: $\beta$, likewise; `None` for 0.
       num_groups: Number of groups; exactly one of this and `group_size` is given, the other is `None`.
       group_size: Channels per group.
       feature_axis: The channel axis; 1 for torch's `(N, C, H, W)`.
@@ -46,6 +47,7 @@ def group_normalize(
         first.
       epsilon: Non-negative number added to the variance. 1e-6 as in Flax; torch has 1e-5.
       epsilon_mode: Where epsilon sits.
+      per_group: Whether scale and bias are one per group, as in Batch-Channel Normalization.
       mask: Broadcastable to `x`; zeros do not enter the statistics.
       axis_name: Mapped axis over which the reduced axes are sharded.
       axis_index_groups: Groups within that mapped axis.
@@ -82,6 +84,8 @@ def group_normalize(
     )
     values, mask = prepare(grouped, mask, statistics_dtype(x.dtype, precision))
     normalized, _ = standardize(values, mask, spec)
+    if per_group:
+        return affine(normalized, grouped, scale, bias, (feature,), precision).reshape(x.shape)
     return affine(normalized.reshape(x.shape), x, scale, bias, (feature,), precision)
 
 
@@ -101,6 +105,7 @@ def group_norm(
     axis: _checks.Axes | None = None,
     epsilon: float = 1e-6,
     epsilon_mode: EpsilonMode = "inside",
+    per_group: bool = False,
     use_scale: bool = True,
     use_bias: bool = True,
     scale_init: Initializer | None = None,
@@ -118,6 +123,7 @@ def group_norm(
       axis: Reduced axes besides the channels of a group; `None` means every axis but the first.
       epsilon: Non-negative number added to the variance.
       epsilon_mode: Where epsilon sits.
+      per_group: Whether scale and bias are one per group instead of one per channel.
       use_scale: Whether there is a scale.
       use_bias: Whether there is a bias.
       scale_init: Initializer of the scale; ones by default.
@@ -149,8 +155,8 @@ def group_norm(
     def init_params(rng, x, **context):
         del context
         (feature,) = _checks.canonical_axes(feature_axis, x.ndim, "feature_axis")
-        check_groups(x, feature, num_groups, group_size)
-        return init_affine(rng, (x.shape[feature],), precision, scale_init, bias_init)
+        groups = check_groups(x, feature, num_groups, group_size)
+        return init_affine(rng, (groups if per_group else x.shape[feature],), precision, scale_init, bias_init)
 
     def fn(params, x, *, mask, **context):
         del context
@@ -164,6 +170,7 @@ def group_norm(
             axis=axis,
             epsilon=epsilon,
             epsilon_mode=epsilon_mode,
+            per_group=per_group,
             mask=mask,
             axis_name=axis_name,
             axis_index_groups=axis_index_groups,
@@ -173,7 +180,8 @@ def group_norm(
     return stateless(fn, init_params)
 
 
-def check_groups(x, feature: int, num_groups: int | None, group_size: int | None) -> None:
-    """Raises `ValueError` if the groups do not cut the channels of `x`, an array or a shape struct."""
+def check_groups(x, feature: int, num_groups: int | None, group_size: int | None) -> int:
+    """Returns the number of groups, or raises `ValueError` if they do not cut the channels of `x` (or its struct)."""
     struct = jax.ShapeDtypeStruct(tuple(x.shape), x.dtype)
-    jax.eval_shape(lambda a: split_groups(a, None, feature, num_groups=num_groups, group_size=group_size)[0], struct)
+    sizes = {"num_groups": num_groups, "group_size": group_size}
+    return jax.eval_shape(lambda a: split_groups(a, None, feature, **sizes)[0], struct).shape[feature]

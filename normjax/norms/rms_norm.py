@@ -4,8 +4,9 @@ $$y = \gamma \odot \frac{x}{\sqrt{\langle x^2 \rangle + \epsilon}}$$
 
 The authors' torch file puts epsilon outside the root, $x / (\sqrt{\langle x^2\rangle} + \epsilon)$, their TensorFlow
 file inside; everybody since has it inside. Gemma stores the scale around zero (`scale_offset=1`), Llama rounds before
-the scale, OLMo 2 after it: `normjax.precision` names them. No state. Weights that feed it are scale-invariant up to
-epsilon.
+the scale, OLMo 2 after it: `normjax.precision` names them. Without a scale (`use_scale=False`) it is what Llama 4 calls
+an L2 norm, NanoChat's QK-norm and Gemma 4's norm of values; Qwen4 takes a mean square per group (`group_size`). No
+state. Weights that feed it are scale-invariant up to epsilon.
 """
 
 import jax
@@ -13,9 +14,9 @@ import jax
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, prepare, standardization, standardize, variance
-from normjax.norms._affine import Initializer, affine, default_init, init_affine
+from normjax.norms._affine import Initializer, affine, default_init, init_affine, multiplied
 from normjax.norms._groups import group_axes, split_groups
-from normjax.precision import TORCH, EpsilonMode, Precision, inverse_root, output_dtype, statistics_dtype
+from normjax.precision import TORCH, EpsilonMode, Precision, inverse_root, statistics_dtype
 from normjax.transform import NormTransform, stateless
 
 
@@ -90,10 +91,8 @@ def rms_normalize(
     values, grouped_mask = prepare(grouped, grouped_mask, statistics_dtype(x.dtype, precision))
     normalized, moments = standardize(values, grouped_mask, spec)
     if precision.cast_order == "cast_then_multiply":
-        out = output_dtype(x.dtype, (scale, bias), precision)
-        factor = inverse_root(variance(moments), epsilon, epsilon_mode).astype(out)
-        normalized = grouped.astype(out) * factor
-        precision = Precision(output=out, cast_order="cast_then_scale")
+        factor = inverse_root(variance(moments), epsilon, epsilon_mode)
+        normalized, precision = multiplied(values, factor, x.dtype, (scale, bias), precision)
     return affine(normalized.reshape(x.shape), x, scale, bias, features, precision, scale_offset)
 
 

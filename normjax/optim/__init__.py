@@ -3,6 +3,7 @@
 from normjax.optim._decay import DecayTowardsInitState, decay_towards_init
 from normjax.optim._masks import hidden_weights
 from normjax.optim._nap import NapState, nap
+from normjax.optim._overwrite import overwrite_with_gradient
 from normjax.optim._project import ProjectWeightsState, project_weights
 from normjax.optim._read import effective_learning_rates, weight_motion
 from normjax.optim._schedules import norm_growth_schedule
@@ -25,6 +26,7 @@ __all__ = [
     "hidden_weights",
     "nap",
     "norm_growth_schedule",
+    "overwrite_with_gradient",
     "project_weights",
     "track_effective_lr",
     "weight_motion",

@@ -35,8 +35,7 @@ def require_pairs(pairs: Pairs, leaves: Mapping[str, Any], selected: Mapping[str
     if both:
         raise ValueError(
             f'The mask projects {listing(both)}, which scale_offset moves as well. Use scale_offset="free" '
-            f"or leave "
-            "them out of the mask."
+            "or leave them out of the mask."
         )
 
 

@@ -183,8 +183,7 @@ def resolve_radii(
     if missing:
         raise ValueError(
             f'radius gives none for the projected {listing(missing)}. Add them ("init" is allowed as an '
-            f"entry), or "
-            "leave them out of the mask."
+            "entry), or leave them out of the mask."
         )
     return {path: _radius(values[path], path, leaf, axes[path]) for path, leaf in leaves.items()}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from normjax.backward_state import OVERWRITE_WITH_GRADIENT
 from normjax.optim._leaves import is_float, require_float
 from normjax.optim._paths import FlatTree, flatten, listing, match
 
@@ -35,9 +36,14 @@ def _attention_value(path: str, paths: Sequence[str]) -> bool:
     return all(any(p.startswith(f"{prefix}{name}/") for p in paths) for name in ("query", "key"))
 
 
+def _is_written(path: str) -> bool:
+    # State written by the backward pass: a gradient's window may have the shape of a weight.
+    return OVERWRITE_WITH_GRADIENT in path.split("/")
+
+
 def _is_weight(path: str, leaf: Any) -> bool:
     # By name as well: a scanned stack gives biases and scales a leading layer axis, hence two dimensions.
-    return is_float(leaf) and np.ndim(leaf) >= 2 and path.split("/")[-1] not in VECTORS
+    return is_float(leaf) and np.ndim(leaf) >= 2 and path.split("/")[-1] not in VECTORS and not _is_written(path)
 
 
 def _recognised(weights: Sequence[str], paths: Sequence[str]) -> list[str]:
@@ -47,8 +53,7 @@ def _recognised(weights: Sequence[str], paths: Sequence[str]) -> list[str]:
             f"No readout is recognised by name among the weights {listing(weights)}. A projected readout cannot change"
             " its scale, which stops a policy or value head from learning, so none is guessed. Pass "
             'mask=hidden_weights(readout=("Dense_3",)) with the names of all output layers, readout=() if '
-            "every weight "
-            "feeds a normalization, or a mask of your own."
+            "every weight feeds a normalization, or a mask of your own."
         )
     return found
 
@@ -153,4 +158,4 @@ def float_matrices(params: Any) -> Mapping[str, Any]:
 
 def _where(params: Any, wanted: Callable[[Any], bool]) -> dict[str, bool]:
     leaves = flatten(params).leaves
-    return {path: is_float(leaf) and wanted(leaf) for path, leaf in leaves.items()}
+    return {path: is_float(leaf) and wanted(leaf) and not _is_written(path) for path, leaf in leaves.items()}

@@ -43,6 +43,5 @@ def require_moments(state: Any, paths: Mapping[str, Any], powers: Mapping[str, i
         raise ValueError(
             f"rescale_moments found none of {listing(powers)} for {listing(paths)} in the state of the inner "
             f"optimizer, {jax.tree.structure(state)}. Plain SGD has no moments and needs no rescaling; for "
-            f"an "
-            "optimizer with fields of other names pass their powers of the gradient, e.g. {'mu': 1, 'nu': 2}."
+            "an optimizer with fields of other names pass their powers of the gradient, e.g. {'mu': 1, 'nu': 2}."
         )

@@ -95,10 +95,11 @@ def test_without_network_fails_fast_and_names_the_embedded_sets(tmp_path, monkey
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
+    tfds.builder("cifar10", data_dir=tmp_path)  # imports of the first use are not what is timed
     start = time.monotonic()
     with pytest.raises(ConnectionError, match=r"'cifar10'.*--dataset digits or --dataset mnist"):
         data.load("cifar10", data_dir=tmp_path)
-    assert time.monotonic() - start < 3 * preflight.TIMEOUT_SECONDS  # TFDS itself takes 204 s
+    assert time.monotonic() - start < preflight.TIMEOUT_SECONDS + 2  # TFDS itself takes 204 s
 
 
 def test_missing_package_is_named(tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 """The overhead command: every optimizer is timed, compiled once, and never reaches for the host."""
 
+import jax
+import jax.numpy as jnp
+
 from experiments import overhead
 
 
@@ -8,4 +11,17 @@ def test_small_run(tmp_path):
     result = overhead.measure(config)
     assert list(result["optimizers"]) == list(overhead.OPTIMIZERS)
     assert result["optimizers"]["adam"]["ratio"] == 1
-    assert all(row["compilations"] == 1 and row["microseconds_per_step"] > 0 for row in result["optimizers"].values())
+    for row in result["optimizers"].values():
+        assert row["compilations"] == 1
+        assert row["host_calls"] == 0
+        assert row["microseconds_per_step"] > 0
+
+
+def test_host_calls_are_seen():
+    def body(x, _):
+        jax.debug.print("{}", x[0])
+        return x + jax.pure_callback(lambda x: x, x, x), None
+
+    lowered = jax.jit(lambda x: jax.lax.scan(body, x, length=3)).lower(jnp.ones(2))
+    assert overhead.host_calls(lowered) == 2
+    assert overhead.host_calls(jax.jit(jnp.sin).lower(jnp.ones(2))) == 0

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from experiments import UsageError, records
 from experiments.__main__ import main
+from experiments.data import preflight
 from experiments.plasticity import Config, sweep
 from experiments.plasticity.arms import ARMS
 from experiments.plasticity.config import from_json
@@ -217,8 +219,8 @@ def test_quick_is_fewer_tasks_and_seeds():
     ("arguments", "message"),
     [
         (["juggling"], "Unknown experiment 'juggling'; there are: plasticity"),
+        (["plasticity", "--dataset", "cifar11"], "Unknown dataset 'cifar11'.*Did you mean"),
         (["plasticity", "--dataset", "cifar11", "--learning-rate", "0.1"], "Unknown dataset 'cifar11'"),
-        (["plasticity", "--dataset", "svhn_cropped"], "No learning-rate sweep for dataset 'svhn_cropped'"),
         (["plasticity", "--images", "1800", "--learning-rate", "0.1"], r"it has the splits train \(1797\)"),
     ],
 )
@@ -227,6 +229,51 @@ def test_command_line_errors_are_one_message(arguments, message, capsys, tmp_pat
     error = capsys.readouterr().err.replace("\n", " ")
     assert re.search(message, error), error
     assert not list(tmp_path.iterdir())
+
+
+def test_any_tfds_name_takes_the_same_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "answers", lambda url: True)
+    flags = ("--dataset", "cifar10", "--learning-rate", 0.01, "--tasks", 2, "--arms", "ln", "nap")
+    with tfds.testing.mock_data(num_examples=32):
+        assert _main(*flags, "--data-dir", tmp_path / "data", "--out", tmp_path, "--run", "cifar") == 0
+    assert [(r["arm"], r["task"]) for r in records.read_lines(tmp_path / "cifar" / "metrics.jsonl")] == [
+        (arm, task) for arm in ("ln", "nap") for task in range(2)
+    ]
+    assert "32 cifar10 images" in (tmp_path / "cifar" / "summary.md").read_text()
+
+
+def test_a_dataset_without_a_sweep_borrows_the_rates_of_digits_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "FOLDER", tmp_path)
+    digits = {arm: {"mean": 0.5, "half_width": 0.1} for arm in ("ln", "nap")}
+    results = [
+        {"arm": arm, "learning_rate": rate, "online_accuracy": score, "change": score}
+        for (arm, score), rate in zip(digits.items(), (0.01, 0.1), strict=True)
+    ]
+    recorded = {"versions": {}, "device": {"kind": "cpu"}, "commit": None, "command": ""}
+    file = {"dataset": "digits", "results": results, "selection": "", "setting": {}, "recorded": recorded}
+    records.write_json(sweep.default_file("digits"), file)
+    flags = ("--tasks", 2, "--arms", "ln", "nap", "--out", tmp_path)
+    assert _main(*flags, "--dataset", "mnist", "--run", "borrowed") == 0
+    stored = json.loads((tmp_path / "borrowed" / "config.json").read_text())
+    assert {job["arm"]: job["learning_rate"] for job in stored["jobs"]} == {"ln": 0.01, "nap": 0.1}
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no learning-rate sweep of mnist is committed: every arm runs at its best rate on digits" in printed
+    table = (tmp_path / "borrowed" / "summary.md").read_text()
+    assert "swept on digits, not on mnist," in table
+    assert "The whole sweep, on digits" in table
+    records.write_json(sweep.default_file("mnist"), file | {"dataset": "mnist", "results": results[::-1]})
+    assert _main(*flags, "--dataset", "mnist", "--run", "own") == 0
+    assert "no learning-rate sweep" not in capsys.readouterr().out
+    assert "not on mnist" not in (tmp_path / "own" / "summary.md").read_text()
+    assert _main(*flags, "--dataset", "mnist", "--sweep-file", tmp_path / "none.json", "--run", "named") == 2
+    assert "No learning-rate sweep for dataset 'mnist'" in capsys.readouterr().err
+
+
+def test_a_dataset_that_cannot_be_downloaded_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(preflight, "answers", lambda url: False)
+    assert _main("--dataset", "svhn_cropped", "--data-dir", tmp_path / "data", "--out", tmp_path / "out") == 2
+    assert "--dataset digits or --dataset mnist" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_arm_on_the_command_line(capsys):

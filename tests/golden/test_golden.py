@@ -10,6 +10,7 @@ import pytest
 
 from tests.golden import adapters, vectors
 from tests.golden.comparison import assert_close, assert_same_bits, is_close
+from tests.golden.vectors import group as _group
 
 FOUND = vectors.find()
 STEPWISE = [v for v in FOUND if isinstance(adapters.adapter(v), adapters.Stepwise)]
@@ -72,7 +73,9 @@ def test_stepwise(vector):
             assert_close(y, a["y"][t], tolerance, f"y at step {t}")
             assert_close(gx, a["gx"][t], tolerance, f"gx at step {t}")
             for theirs, path in case.params.items():
-                assert_close(_at(gparams, path), a[f"grad_{theirs}"][t], tolerance, f"grad {theirs} at step {t}")
+                gradient = _at(gparams, path)
+                expected = a[f"grad_{theirs}"][t].reshape(gradient.shape)
+                assert_close(gradient, expected, tolerance, f"grad {theirs} at step {t}")
             # What the backward pass writes comes out as the gradient of what it read.
             params = _set(params, {path: _at(gparams, path) for path in written.values()})
             for tree, paths in ((state, kept), (params, written)):
@@ -84,6 +87,8 @@ def test_stepwise(vector):
         x, context = jnp.asarray(a["eval_x"], dtype), case.context(a, None)
         y, _ = case.norm.apply(params, state, x, train=False, mask=mask, **context)
         assert_close(y, a["eval_y"], tolerance, "eval y")
+    if case.beside is not None:
+        case.beside(vector)
 
 
 def _at(tree, path):
@@ -117,13 +122,6 @@ def _combos(vector):
     if combos is None:
         return [("f32", "", jnp.float32, jnp.float32)]
     return [(name, name, _DTYPES[c["x"]], _DTYPES[c["params"]]) for name, c in combos.items()]
-
-
-def _group(arrays, *parts):
-    """The arrays whose key starts with the given parts, in either key scheme ("in/x" or "in.x")."""
-    prefix = tuple(p for p in parts if p)
-    split = {key: tuple(key.replace(".", "/", len(prefix)).split("/")) for key in arrays}
-    return {"/".join(s[len(prefix) :]): arrays[k] for k, s in split.items() if s[: len(prefix)] == prefix}
 
 
 def _expected(arrays, prefix, kind):

@@ -41,6 +41,12 @@ class Vector:
         return arrays
 
 
+def group(arrays: dict[str, np.ndarray], *parts: str) -> dict[str, np.ndarray]:
+    """The arrays below the given parts, in either key scheme ("in/x" or "in.x"); names may hold dots of their own."""
+    starts = [separator.join([*filter(None, parts), ""]) for separator in "/."]
+    return {k[len(start) :]: v for start in starts for k, v in arrays.items() if start and k.startswith(start)}
+
+
 def find() -> list[Vector]:
     """Every sidecar of the folder that has arrays beside it, by name."""
     found = []

@@ -49,6 +49,8 @@ def outputs(case, factors, train):
         wide = lambda a: jnp.asarray(a, jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a
         params, state, context = jax.tree.map(wide, initialized(case))
         x = 1e4 * rng.standard_normal(case.shape)
+        # One value of ordinary size: at 1e4 every sigmoid is a step, which no factor changes.
+        x[(-1,) * x.ndim] = 1.0
         apply = lambda x: case.norm.apply(params, state, x, train=train, **context)[0]
         return [np.asarray(apply(jnp.asarray(x * f))) for f in factors]
 
@@ -73,7 +75,9 @@ def test_scale_invariance_is_as_stated(case):
 def test_folding_is_as_stated(case):
     """In evaluation, an affine map f satisfies f(2x) - f(x) = f(x) - f(0)."""
     zero, once, twice = outputs(case, (0.0, 1.0, 2.0), train=False)
-    affine = close(twice - once, once - zero)
+    # A map that changes with what it reads at each call is affine in its input and still nothing to absorb.
+    fixed = all(name.startswith("(") for name in described(case).context)
+    affine = fixed and close(twice - once, once - zero)
     assert affine == (described(case).folds == "all")
 
 

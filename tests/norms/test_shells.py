@@ -1,5 +1,7 @@
 """The generic linen and nnx modules hold what the pure transform makes, and compute nothing of their own."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,19 +9,21 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from flax.training.train_state import TrainState
 
 import normjax as nj
-from tests.norms.cases import CASES
+from normjax.backward_state import OVERWRITE_WITH_GRADIENT, split_written
+from tests.norms.cases import FIRST
 
 EPS32 = float(np.finfo(np.float32).eps)
-over_cases = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+over_methods = pytest.mark.parametrize("case", FIRST, ids=lambda c: c.name)
 
 
 def assign(variable, value):
     variable[...] = value
 
 
-@over_cases
+@over_methods
 def test_linen_equals_nnx_equals_pure(case, rng):
     x = rng.standard_normal(case.shape).astype(np.float32)
     context = case.context(np.random.default_rng(1), case.shape)
@@ -29,9 +33,11 @@ def test_linen_equals_nnx_equals_pure(case, rng):
 
     layer = nj.linen.Norm(case.norm)
     variables = layer.init(jax.random.key(0), x, **context)
-    assert jax.tree.structure(variables.get("params", {})) == jax.tree.structure(params)
+    own = {"params": split_written(params)[0], OVERWRITE_WITH_GRADIENT: split_written(params)[1]}
+    for collection, tree in own.items():
+        assert jax.tree.structure(variables.get(collection, {})) == jax.tree.structure(tree)
     # Random parameters come from the module's own streams: the comparison takes those of the pure function.
-    variables = {**variables, "params": params}
+    variables = {**variables, **own}
     linen_y, updates = jax.jit(lambda v, x: layer.apply(v, x, mutable=["batch_stats"], **context))(variables, x)
     linen_eval = jax.jit(lambda v, x: layer.apply(v, x, True, **context))({**variables, **updates}, x)
 
@@ -122,3 +128,66 @@ def test_partitioned_boxes_pass_through(rng):
     assert variables["params"]["scale"].names == ("model",)
     expected, _ = nj.rms_norm().apply({"scale": jnp.ones(8)}, {}, x, train=True)
     np.testing.assert_array_equal(layer.apply(variables, x), expected)
+
+
+WRITING = nj.chain(nj.unified_norm(window=2, warmup=1), nj.power_norm(num_groups=2, use_scale=False, use_bias=False))
+
+
+def test_what_the_backward_pass_writes_is_the_same_everywhere(rng):
+    x = rng.standard_normal((8, 4)).astype(np.float32)
+    params, state = WRITING.init(None, x)
+    own = jax.jit(jax.grad(lambda p: jnp.sum(WRITING.apply(p, state, x, train=True)[0] ** 3)))(params)
+
+    layer = nj.linen.Norm(WRITING)
+    variables = layer.init(jax.random.key(0), x)
+    stats = {"batch_stats": variables.pop("batch_stats")}
+    loss = lambda v: jnp.sum(layer.apply({**v, **stats}, x, mutable=["batch_stats"])[0] ** 3)
+    held = TrainState.create(apply_fn=layer.apply, params=variables, tx=optax.sgd(0.1))
+    held = held.apply_gradients(grads=jax.grad(loss)(variables)).params
+
+    module = nj.nnx.Norm(WRITING, 4, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(module, nj.overwrite_with_gradient(optax.sgd(0.1)), wrt=nnx.Param)
+    optimizer.update(module, nnx.grad(lambda m: jnp.sum(m(x) ** 3))(module))
+    kinds = nnx.to_flat_state(nnx.state(module, nj.nnx.OverwriteWithGradient))
+    assert sorted(path[0] for path, _ in kinds) == ["0", "0", "1"]
+
+    for name, values in split_written(own)[1].items():
+        for entry, value in values.items():
+            close = functools.partial(np.testing.assert_allclose, value, rtol=32 * EPS32, atol=32 * EPS32)
+            close(held[OVERWRITE_WITH_GRADIENT][name][entry])
+            close(getattr(module, name)[OVERWRITE_WITH_GRADIENT][entry][...])
+    moved = params["0"]["scale"] - 0.1 * own["0"]["scale"]
+    np.testing.assert_allclose(held["params"]["0"]["scale"], moved, rtol=0, atol=32 * EPS32)
+    np.testing.assert_allclose(getattr(module, "0")["scale"][...], moved, rtol=0, atol=32 * EPS32)
+
+    # Evaluation keeps the state, and works without the collection.
+    evaluate = lambda v: jnp.sum(layer.apply({**v, **stats}, x, True) ** 3)
+    kept = jax.grad(evaluate)(held)[OVERWRITE_WITH_GRADIENT]
+    jax.tree.map(np.testing.assert_array_equal, kept, held[OVERWRITE_WITH_GRADIENT])
+    np.testing.assert_array_equal(evaluate({"params": held["params"]}), evaluate(held))
+    with pytest.raises(ValueError, match="collection of that name"):
+        loss({"params": held["params"]})
+
+
+def test_layers_under_scan_have_their_own_written_state(rng):
+    x = rng.standard_normal((8, 4)).astype(np.float32)
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return nj.linen.Norm(nj.power_norm(), name="norm")(nn.Dense(4)(x)), None
+
+    collections = ("params", "batch_stats", OVERWRITE_WITH_GRADIENT)
+    stack = nn.scan(nn.remat(Block), dict.fromkeys(collections, 0), split_rngs={"params": True}, length=3)()
+    variables = stack.init(jax.random.key(0), x, None)
+    stats = {"batch_stats": variables.pop("batch_stats")}
+
+    def loss(variables):
+        (y, _), new = stack.apply({**variables, **stats}, x, None, mutable=["batch_stats"])
+        return jnp.sum(y**3), new
+
+    gradients, new = jax.grad(loss, has_aux=True)(variables)
+    written = gradients[OVERWRITE_WITH_GRADIENT]["norm"]["ema_gz"]
+    assert written.shape == (3, 4)
+    assert np.all(np.abs(written) > 0)
+    np.testing.assert_array_equal(new["batch_stats"]["norm"]["count"], [1, 1, 1])

@@ -99,6 +99,11 @@ PARAMS = {"a": layer(), "b": layer()}
 
 WRONG = {
     "mask selects nothing": ({"mask": False}, ValueError, r"selects none of the parameters.*'a/bias'"),
+    "mask function selects nothing": (
+        {"mask": lambda params: jax.tree.map(lambda leaf: leaf.ndim > 2, params)},
+        ValueError,
+        r"selects none of the parameters \['a/bias', 'a/kernel', 'b/bias', 'b/kernel'\].*at least one leaf",
+    ),
     "mask is incomplete": ({"mask": {"a": True}}, ValueError, r"mask says nothing about .*'b/kernel'"),
     "mask of other parameters": (
         {"mask": {"c": True}},

@@ -4,6 +4,17 @@ import os
 import subprocess
 import sys
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from normjax import optim
+
 PROGRAM = """
 import functools
 import re
@@ -91,7 +102,7 @@ def check(name, axis_type):
 
 for name in OPTIONS:
     check(name, AxisType.Auto)
-check("nap", AxisType.Explicit)
+    check(name, AxisType.Explicit)
 """
 
 
@@ -103,3 +114,108 @@ def test_sharded_equals_replicated_on_eight_devices():
     }
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+ROUNDING = 64 * 2.0**-23  # three steps of sums in another order, entries of about one
+SPEC = ("data", "model")
+x = np.linspace(-1, 1, 48, dtype=np.float32).reshape(6, 8)
+policies = pytest.mark.parametrize("policy", ["free", "decay", "joint"])
+
+
+@pytest.fixture
+def _promotion():
+    with jax.numpy_dtype_promotion("standard"):  # optax and Flax promote dtypes themselves
+        yield
+
+
+def close(a, b):
+    np.testing.assert_allclose(a, b, rtol=ROUNDING, atol=ROUNDING)
+
+
+def _mesh(axis_type):
+    return jax.make_mesh((4, 2), SPEC, axis_types=(axis_type,) * 2)
+
+
+def _nap(policy):
+    rate = 0.1 if policy == "decay" else None
+    return optim.nap(optax.adam(0.1), scale_offset=policy, rate=rate, rescale_moments=True, learning_rate=0.1)
+
+
+def _gradients(params):
+    return jax.tree.map(lambda p: jnp.cos(5 * p), params)
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        init = nn.with_partitioning(nn.initializers.lecun_normal(), SPEC)
+        h = nn.LayerNorm()(nn.Dense(16, use_bias=False, kernel_init=init, name="hidden")(x))
+        return nn.Dense(2, name="head")(nn.relu(h))
+
+
+@policies
+@pytest.mark.usefixtures("_promotion")
+def test_linen_partitioned_boxes_on_a_mesh(policy):
+    """Flax's own recipe: shardings from the abstract state's metadata, as `out_shardings` of the initialisation."""
+    tx, mesh = _nap(policy), _mesh(AxisType.Auto)
+
+    def train(state):
+        step = jax.jit(lambda params, state: tx.update(_gradients(params), state, params))
+        params, opt_state = state
+        for _ in range(3):
+            updates, opt_state = step(params, opt_state)
+            params = optax.apply_updates(params, updates)
+        return params, opt_state
+
+    def init(params):
+        return params, tx.init(params)
+
+    params = Net().init(jax.random.key(0), x)["params"]
+    expected = train(init(params))
+    with jax.set_mesh(mesh):
+        shardings = nn.get_sharding(jax.eval_shape(init, params), mesh)
+        new, state = train(jax.jit(init, out_shardings=shardings)(params))
+    jax.tree.map(close, nn.unbox((new, state)), nn.unbox(expected))
+    for tree in (new, state.inner_state[0].mu, state.inner_state[0].nu):
+        kernel = tree["hidden"]["kernel"].value
+        assert kernel.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(*SPEC)), 2)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves((state.radii, state.tracker)))
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs, *, sharded):
+        init = nnx.initializers.lecun_normal()
+        init = nnx.with_partitioning(init, SPEC) if sharded else init
+        self.hidden = nnx.Linear(8, 16, use_bias=False, kernel_init=init, rngs=rngs)
+        self.norm = nnx.LayerNorm(16, rngs=rngs)
+        self.head = nnx.Linear(16, 2, rngs=rngs)
+
+
+@policies
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.usefixtures("_promotion")
+def test_nnx_optimizer_of_sharded_params_on_a_mesh(policy, axis_type):
+    """Sharding metadata of a Param describes its axes; radii and measurements, which have none, must not inherit it."""
+
+    @nnx.jit
+    def step(model, optimizer):
+        optimizer.update(model, _gradients(nnx.state(model, nnx.Param)))
+
+    def train(*, sharded):
+        model = Model(nnx.Rngs(0), sharded=sharded)
+        optimizer = nnx.Optimizer(model, _nap(policy), wrt=nnx.Param)
+        for _ in range(3):
+            step(model, optimizer)
+        return model, optimizer.opt_state
+
+    mesh = _mesh(axis_type)
+    plain, plain_state = train(sharded=False)
+    with jax.set_mesh(mesh):
+        model, state = train(sharded=True)
+    jax.tree.map(close, nnx.to_pure_dict(nnx.state(model)), nnx.to_pure_dict(nnx.state(plain)))
+    jax.tree.map(close, jax.tree.leaves(state), jax.tree.leaves(plain_state))
+    sharding = NamedSharding(mesh, PartitionSpec(*SPEC))
+    moments = state.inner_state[0]
+    for kernel in (model.hidden.kernel, moments.mu["hidden"]["kernel"], moments.nu["hidden"]["kernel"]):
+        assert kernel[...].sharding.is_equivalent_to(sharding, 2)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves((state.radii, state.tracker)))

@@ -35,6 +35,7 @@ class Stepwise:
       context: `context(arrays, t)` gives the context of step t, and of the evaluation for `None`.
       loss: `loss(new_state)` is added to the loss, as the recorded `extra_loss` was.
       slack: Times the usual tolerance, with a reason where it is used.
+      beside: `beside(vector)` asserts what the correct rule gives, where the recorded one is a published defect.
     """
 
     norm: nj.NormTransform
@@ -45,6 +46,7 @@ class Stepwise:
     context: Callable[[Mapping[str, np.ndarray], int | None], dict[str, Any]] = _no_context
     loss: Callable[[Any], jax.Array] | None = None
     slack: float = 1.0
+    beside: Callable[[Vector], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

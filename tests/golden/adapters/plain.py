@@ -112,47 +112,6 @@ def _relaxed(vector: Vector) -> Pointwise:
     return Pointwise(call, centred=True)
 
 
-def _input_scaled(vector: Vector) -> Pointwise:
-    def call(inputs, params, epsilon):
-        x = inputs["x"]
-        scaled = (x * (1 + params["weight"])).astype(x.dtype)
-        return nj.rms_normalize(scaled, epsilon=epsilon)
-
-    return Pointwise(call)
-
-
-def _layer_1p(vector: Vector) -> Pointwise:
-    def call(inputs, params, epsilon):
-        # Nemotron rounds 1 + w to the weight's own dtype before the norm sees it.
-        return nj.layer_normalize(inputs["x"], params["weight"] + 1, params["bias"], epsilon=epsilon)
-
-    return Pointwise(call, centred=True)
-
-
-def _gate_first(vector: Vector) -> Pointwise:
-    def call(inputs, params, epsilon):
-        x, gate = (inputs[name].astype(jnp.float32) for name in ("x", "gate"))
-        named = re.search(r"group(\d+)", vector.name)
-        groups = int(named.group(1)) if named else vector.hyper["group_size"]
-        normalized = nj.rms_normalize(x * jax.nn.silu(gate), epsilon=epsilon, group_size=groups)
-        rounded = normalized.astype(inputs["x"].dtype)
-        return rounded.astype(nj.precision.promote(rounded.dtype, params["weight"].dtype)) * params["weight"]
-
-    return Pointwise(call)
-
-
-def _gate_last(activation: Callable, precision: Precision) -> Callable[[Vector], Pointwise]:
-    def make(vector: Vector) -> Pointwise:
-        def call(inputs, params, epsilon):
-            x, gate = inputs["x"], inputs["gate"].astype(jnp.float32)
-            y = nj.rms_normalize(x, params["weight"], epsilon=epsilon, precision=precision)
-            return (y.astype(jnp.float32) * activation(gate)).astype(x.dtype)
-
-        return Pointwise(call)
-
-    return make
-
-
 def _policies(vector: Vector) -> Policies:
     def call(**options):
         return lambda x, scale, epsilon: nj.rms_normalize(x, scale, epsilon=epsilon, **options)
@@ -197,12 +156,9 @@ ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {
     r"hf_llama4_l2norm_.*": _rms(),
     r"hf_deepseekv4_unweighted_rmsnorm_.*": _rms(Precision(cast_order="cast_then_multiply")),
     r"hf_qwen4exp_group_rmsnorm_.*": _grouped,
-    r"hf_musespark_inputscaled_rmsnorm_.*": _input_scaled,
-    r"hf_gated_rmsnorm_mamba2_.*": _gate_first,
-    r"hf_gated_rmsnorm_qwen3next_.*": _gate_last(jax.nn.silu, LLAMA),
-    r"hf_gated_rmsnorm_kimilinear_.*": _gate_last(jax.nn.sigmoid, Precision(output=jnp.float32)),
     r"hf_(cohere_layernorm|olmo_nonparametric_ln)_.*": _layer(),
-    r"hf_nemotron_layernorm1p_.*": _layer_1p,
+    # Nemotron rounds 1 + w to the weight's own dtype.
+    r"hf_nemotron_layernorm1p_.*": _layer(scale_offset=1.0, precision=Precision(narrow_offset=True)),
     r"hf_perhead_layernorm_chameleon_.*": _layer(per_head=True, precision=LLAMA),
     r"hf_perhead_layernorm_cohere_.*": _layer(per_head=True),
     r"dtype_policy_rmsnorm_.*": _policies,

@@ -8,3 +8,6 @@ CASES: list[Case] = [
     for family in (plain, written_backward, mixtures, activations, tokens, vision, conditional)
     for case in family.CASES
 ]
+
+# The first case of every factory: what depends on how a method is built and not on its settings is tested once.
+FIRST: list[Case] = list({case.factory: case for case in reversed(CASES)}.values())[::-1]

@@ -30,6 +30,7 @@ class Case:
         first axis is the batch are sharded with it.
       channels_first: The same norm for inputs whose last axis was moved to position 1, where there is such a choice.
       exact_derivative: Whether the backward pass is the derivative; PowerNorm's and Unified Normalization's are not.
+      padding_in_backward: Whether, as published, padded positions enter means of the backward pass.
       smooth: Whether second derivatives exist at almost every point that a finite difference visits.
       condition: How much larger than 32 roundings the error may be, with the reason beside it.
     """
@@ -43,6 +44,7 @@ class Case:
     context: Callable[[np.random.Generator, tuple[int, ...]], dict[str, Any]] = _no_context
     channels_first: nj.NormTransform | None = None
     exact_derivative: bool = True
+    padding_in_backward: bool = False
     smooth: bool = True
     condition: float = 1.0
 

@@ -1,0 +1,150 @@
+r"""Estimated batch normalization (Qiao et al. 2019, micro-batches): always by the running statistics.
+
+$$\bar\mu' = (1-s)\bar\mu + s\langle x\rangle,\quad
+\bar\sigma^{2\prime} = (1-s)\bar\sigma^2 + s\langle (x-\bar\mu)^2\rangle,\qquad
+y = \gamma\frac{x-\bar\mu'}{\sqrt{\bar\sigma^{2\prime}+\epsilon}} + \beta$$
+
+The batch's variance is taken around the old running mean, and statistics are constants in the backward pass: one
+example is batch enough. State is the running statistics and the speed $s$. Evaluation is one affine map that folds.
+Weights before it are not scale-invariant.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from normjax import _checks
+from normjax._method import method
+from normjax.moments import AxisName, compute_moments, prepare, variance
+from normjax.norms._affine import Initializer, default_init
+from normjax.norms._running_statistics import (
+    batch_axes,
+    initialize,
+    move,
+    normalize_with_statistics,
+    seen_features,
+)
+from normjax.precision import TORCH, Precision, statistics_dtype
+from normjax.transform import NormTransform
+
+
+def estimate_statistics(
+    state: dict[str, jax.Array],
+    x: jax.Array,
+    *,
+    feature_axes: _checks.Axes = -1,
+    mask: jax.Array | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups=None,
+) -> dict[str, jax.Array]:
+    r"""Moves running statistics towards a batch's, whose variance is taken around the old mean.
+
+    Args:
+      state: `{"mean", "var", "moving_speed"}`, the first two of the shape of the feature axes.
+      x: Floating array.
+      feature_axes: Axes that keep their own statistics.
+      mask: Broadcastable to `x`; zeros do not enter.
+      axis_name: Mapped axis over which the batch is sharded.
+      axis_index_groups: Groups within that mapped axis.
+
+    Returns:
+      The new state; features without a valid position keep theirs.
+
+    Raises:
+      TypeError: If `x` is not floating.
+      ValueError: If axes or mask do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp, normjax as nj
+      >>> state = {"mean": jnp.zeros(1), "var": jnp.ones(1), "moving_speed": jnp.array(0.5)}
+      >>> new = nj.estimate_statistics(state, jnp.array([[1.0], [3.0]]))
+      >>> print(new["mean"], new["var"])
+      [1.] [3.]
+
+    References:
+      Qiao et al. 2019, [Micro-Batch Training with Batch-Channel Normalization and Weight
+      Standardization](https://arxiv.org/abs/1903.10520).
+    """
+    features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
+    axes, mean = batch_axes(x.ndim, features, axis_name), state["mean"]
+    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
+    moments = compute_moments(jax.lax.stop_gradient(x), axes, mask=mask, **mapped)
+    around = variance(moments).reshape(mean.shape) + (moments.mean.reshape(mean.shape) - mean) ** 2
+    batch = {"mean": moments.mean, "var": around}
+    return {**state, **move(state, batch, 1 - state["moving_speed"], seen_features(moments, mean.shape))}
+
+
+@method(
+    "Estimated batch normalization",
+    "Qiao et al. 2019",
+    "1903.10520",
+    "batch",
+    state=("mean", "var", "moving_speed"),
+    context=("(moving_speed)",),
+    folds="all",
+)
+def estimated_batch_norm(
+    *,
+    moving_speed: float = 0.0,
+    feature_axes: _checks.Axes = -1,
+    epsilon: float = 1e-5,
+    scale_init: Initializer | None = None,
+    bias_init: Initializer | None = None,
+    axis_name: AxisName = None,
+    axis_index_groups=None,
+    precision: Precision = TORCH,
+) -> NormTransform:
+    """Estimated batch normalization as a transform; parameters `{"scale", "bias"}`.
+
+    Args:
+      moving_speed: $s$ at the start, an entry of the state. At the authors' 0 nothing moves until it is set: by
+        replacing that entry, or by `apply(..., moving_speed=s)`, which stores it. They tie it to the learning rate.
+      feature_axes: Axes that keep their own statistics.
+      epsilon: Non-negative number added to the variance.
+      scale_init: Initializer of the scale; ones by default.
+      bias_init: Initializer of the bias; zeros by default.
+      axis_name: Mapped axis over which the batch is sharded.
+      axis_index_groups: Groups within that mapped axis.
+      precision: Dtypes and cast order.
+
+    Returns:
+      The transform, with state `{"mean", "var", "moving_speed"}`.
+
+    Raises:
+      ValueError: If epsilon is negative or the speed is outside [0, 1].
+
+    Example:
+      >>> import jax.numpy as jnp, normjax as nj
+      >>> norm = nj.estimated_batch_norm()
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> params, state = norm.init(None, x)
+      >>> _, state = norm.apply(params, state, x, train=True, moving_speed=0.5)
+      >>> print(state["mean"], state["moving_speed"])
+      [1.] 0.5
+
+    References:
+      Qiao et al. 2019, [Micro-Batch Training with Batch-Channel Normalization and Weight
+      Standardization](https://arxiv.org/abs/1903.10520).
+    """
+    _checks.check_epsilon(epsilon)
+    _checks.check_fraction("moving_speed", moving_speed)
+
+    def init(rng, x, **context):
+        del context
+        inits = default_init(scale_init, 1.0), default_init(bias_init, 0.0)
+        starts = {"mean": 0, "var": 1}
+        params, state = initialize(rng, x, feature_axes, axis_name, precision, *inits, starts)
+        return params, state | {"moving_speed": jnp.asarray(moving_speed, statistics_dtype(x.dtype))}
+
+    def apply(params, state, x, *, train, mask=None, moving_speed=None, **context):
+        del context
+        if train:
+            # NaN behind the mask must not reach the gradient of the scale.
+            x = prepare(x, mask, x.dtype)[0]
+            given = {} if moving_speed is None else {"moving_speed": jnp.asarray(moving_speed, state["mean"].dtype)}
+            mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
+            state = estimate_statistics(state | given, x, feature_axes=feature_axes, mask=mask, **mapped)
+        affine = params["scale"], params["bias"]
+        common = {"feature_axes": feature_axes, "epsilon": epsilon, "precision": precision}
+        return normalize_with_statistics(x, state["mean"], state["var"], *affine, **common), state
+
+    return NormTransform(init, apply)

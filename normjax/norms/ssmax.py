@@ -1,0 +1,174 @@
+r"""Scalable softmax (Nakanishi 2025): attention that does not fade as the number of keys grows.
+
+$$\text{SSMax}(z)_j = \frac{n^{s z_j}}{\sum_i n^{s z_i}} = \text{softmax}(s \log n \cdot z)_j$$
+
+with $n$ the number of keys that the query sees and $s$ learned for each head. The cheap form multiplies the queries by
+$s \log n$ and leaves the softmax, hence any fused attention kernel, as it is. (A port that *adds* $s \log n$ to the
+logits changes nothing: a constant cancels.) Llama 4's temperature on its layers without positions is the fixed relative
+$1 + 0.1 \log(1 + \lfloor (t+1)/8192 \rfloor)$. No state. Not scale-invariant.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from normjax import _checks
+from normjax._method import method
+from normjax.moments import prepare
+from normjax.norms._affine import Initializer, default_init, init_affine
+from normjax.precision import TORCH, Precision, promote, scale_shift_cast, statistics_dtype
+from normjax.transform import NormTransform, stateless
+
+
+def visible_keys(mask: jax.Array) -> jax.Array:
+    """Counts the keys that each query sees.
+
+    Args:
+      mask: Attention mask of any dtype, `(..., queries, keys)`; zero hides a key. Its last axis must be whole.
+
+    Returns:
+      Integer counts `(..., queries, 1)`, which broadcast to queries `(batch, heads, queries, head_dim)`.
+
+    Example:
+      >>> import jax.numpy as jnp, normjax as nj
+      >>> print(nj.visible_keys(jnp.tril(jnp.ones((3, 3))))[:, 0])
+      [1 2 3]
+    """
+    return jnp.sum(jnp.asarray(mask).astype(bool), axis=-1, keepdims=True, dtype=jnp.int32)
+
+
+def ssmax_scale(
+    q: jax.Array, scale: jax.Array, visible: jax.Array, *, head_axis: int, precision: Precision = TORCH
+) -> jax.Array:
+    r"""Multiplies queries (or logits) by $s_h \log n_i$.
+
+    Args:
+      q: Floating array with an axis of heads.
+      scale: $s$, of shape `(heads,)`.
+      visible: $n$, broadcastable to `q`, integer or floating; 0 counts as 1, whose logarithm is 0.
+      head_axis: The axis of heads.
+      precision: Dtypes.
+
+    Returns:
+      The scaled array, shaped like `q`.
+
+    Raises:
+      TypeError: If `q` is not floating.
+      ValueError: If scale or counts do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp, normjax as nj
+      >>> q, visible = jnp.ones((2, 3, 8)), jnp.array([[1], [2], [3]])  # heads, queries, head_dim
+      >>> y = nj.ssmax_scale(q, jnp.array([0.4, 1.0]), visible, head_axis=0)
+      >>> bool(jnp.allclose(y[1, :, 0], jnp.log(jnp.array([1.0, 2.0, 3.0]))))
+      True
+
+    References:
+      Nakanishi 2025, [Scalable-Softmax Is Superior for Attention](https://arxiv.org/abs/2501.19399).
+    """
+    axes = _checks.canonical_axes((head_axis,), q.ndim, "head_axis")
+    _checks.check_input(q)
+    _checks.check_parameter("scale", scale, q.shape, (q.shape[axes[0]],))
+    if visible.ndim > q.ndim or any(a not in (1, b) for a, b in zip(visible.shape[::-1], q.shape[::-1], strict=False)):
+        raise ValueError(f"visible of shape {tuple(visible.shape)} does not broadcast to {tuple(q.shape)}.")
+    wide = promote(statistics_dtype(q.dtype, precision), scale.dtype)
+    counts = jnp.maximum(visible.astype(wide), 1).reshape((1,) * (q.ndim - visible.ndim) + visible.shape)
+    factor = _checks.broadcast_to_features(scale.astype(wide), axes, q.ndim) * jnp.log(counts)
+    return scale_shift_cast(q.astype(wide), factor, None, q.dtype, precision)
+
+
+def scalable_softmax(
+    logits: jax.Array, scale: jax.Array, *, mask: jax.Array | None = None, head_axis: int = -3
+) -> jax.Array:
+    r"""Scalable softmax of attention logits over their last axis.
+
+    Args:
+      logits: Floating, `(..., heads, queries, keys)`.
+      scale: $s$, of shape `(heads,)`.
+      mask: Broadcastable to `logits`; zero hides a key. A query that sees none attends to nothing: its row is 0.
+      head_axis: The axis of heads.
+
+    Returns:
+      Attention weights, shaped and typed like `logits`.
+
+    Raises:
+      TypeError: If `logits` are not floating.
+      ValueError: If scale or mask do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp, normjax as nj
+      >>> logits = jnp.zeros((1, 1, 4)).at[..., 0].set(1.0)
+      >>> weights = nj.scalable_softmax(logits, jnp.ones(1))
+      >>> bool(jnp.allclose(weights, jnp.array([4.0, 1.0, 1.0, 1.0]) / 7))
+      True
+
+    References:
+      Nakanishi 2025, [Scalable-Softmax Is Superior for Attention](https://arxiv.org/abs/2501.19399).
+    """
+    _checks.check_input(logits, (logits.ndim - 1,))
+    z, seen = prepare(logits, mask)
+    seen = jnp.ones((1,) * logits.ndim, bool) if seen is None else seen
+    seen = jnp.broadcast_to(seen, (*seen.shape[:-1], logits.shape[-1]))
+    z = ssmax_scale(z, scale, visible_keys(seen), head_axis=head_axis)
+    top = jax.lax.stop_gradient(jnp.max(jnp.where(seen, z, -jnp.inf), axis=-1, keepdims=True))
+    weights = jnp.where(seen, jnp.exp(jnp.where(seen, z - jnp.where(jnp.isfinite(top), top, 0), 0)), 0)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    return (weights / jnp.where(total > 0, total, 1)).astype(logits.dtype)
+
+
+def relative_temperature(positions: jax.Array, *, period: int = 8192, strength: float = 0.1) -> jax.Array:
+    r"""Llama 4's factor of the queries of layers without positions: $1 + a \log(1 + \lfloor (t+1)/P \rfloor)$.
+
+    Args:
+      positions: $t$, integer, from 0.
+      period: $P$.
+      strength: $a$.
+
+    Returns:
+      The factor in float32, shaped like `positions`.
+
+    Example:
+      >>> import jax.numpy as jnp, normjax as nj
+      >>> [round(float(t), 4) for t in nj.relative_temperature(jnp.array([0, 8191, 100_000]))]
+      [1.0, 1.0693, 1.2565]
+    """
+    whole = (jnp.asarray(positions) + 1) // period
+    return 1 + strength * jnp.log1p(whole.astype(jnp.float32))
+
+
+@method("Scalable softmax", "Nakanishi 2025", "2501.19399", "token", context=("visible",))
+def ssmax(*, head_axis: int, scale_init: Initializer | None = None, precision: Precision = TORCH) -> NormTransform:
+    """Scalable softmax as a transform of the queries; parameters `{"scale"}` of shape `(heads,)`, no state.
+
+    Args:
+      head_axis: The axis of heads of the queries.
+      scale_init: Initializer of the scale; by default 0.43, the value that the paper's figure fits.
+      precision: Dtypes.
+
+    Returns:
+      The transform; its context `visible=` counts the keys each query sees, broadcastable to the queries.
+
+    Example:
+      >>> import jax.numpy as jnp, normjax as nj
+      >>> norm, q = nj.ssmax(head_axis=1), jnp.ones((2, 4, 3, 8))
+      >>> params, state = norm.init(None, q)
+      >>> visible = nj.visible_keys(jnp.tril(jnp.ones((3, 3))))
+      >>> y, state = norm.apply(params, state, q, train=True, visible=visible)
+
+    References:
+      Nakanishi 2025, [Scalable-Softmax Is Superior for Attention](https://arxiv.org/abs/2501.19399).
+    """
+    init = default_init(scale_init, 0.43)
+
+    def init_params(rng, x, **context):
+        del context
+        (a,) = _checks.canonical_axes((head_axis,), x.ndim, "head_axis")
+        return init_affine(rng, (x.shape[a],), precision, init, None)
+
+    def fn(params, x, *, mask, visible=None, **context):
+        del context
+        if visible is None:
+            raise ValueError("ssmax needs the context visible=, the number of keys each query sees; got none.")
+        values, _ = prepare(x, mask, x.dtype)
+        return ssmax_scale(values, params["scale"], jnp.asarray(visible), head_axis=head_axis, precision=precision)
+
+    return stateless(fn, init_params)

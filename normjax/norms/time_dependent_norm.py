@@ -1,0 +1,186 @@
+r"""Time-dependent layer and RMS normalization (Liu et al. 2024, DiMR): every affine parameter is a function of time.
+
+$$\theta(t) = p_1 + \sigma\big((u + 1)\,\tau + b\big) \odot (p_0 - p_1),\qquad
+y = \gamma(t) \odot \hat x + \beta(t),\quad \tau = k\,t$$
+
+Each of $\gamma, \beta$ holds four vectors: $p_0, p_1$ start as the plain parameter (1 or 0), $u, b$ at 0. In the
+authors' code $t$ is the log signal-to-noise ratio and $k = 1/4$; the paper writes $u, b$ as scalars, the code has
+vectors. That is 4d or 8d parameters, where adaLN has $2d\,d_c$. Leave $u, b$ out of weight decay: decayed, they forget
+time. Released models use the RMS form, epsilon 1e-8 outside the root, and the layer form for upsampling and output.
+
+No state. One row of parameters for each entry of `time`; equal times need no path of their own. Weights that feed it
+are scale-invariant up to epsilon; scale and bias move with time, so nothing folds.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from normjax import _checks
+from normjax._method import method
+from normjax.norms._modulate import along_features, at_least, given
+from normjax.norms.layer_norm import layer_normalize
+from normjax.norms.rms_norm import rms_normalize
+from normjax.precision import TORCH, EpsilonMode, Precision, promote, scale_shift_cast, statistics_dtype
+from normjax.transform import NormTransform, stateless
+
+
+def time_dependent_parameter(
+    parameter: Mapping[str, jax.Array], time: jax.Array, *, time_scale: float = 0.25
+) -> jax.Array:
+    r"""The value of a time-dependent parameter: $p_1 + \sigma((u+1) k t + b)(p_0 - p_1)$.
+
+    Args:
+      parameter: `{"p0", "p1", "u", "b"}`, each of shape `(features,)`.
+      time: $t$, a number or an array of any shape, one entry for each sample.
+      time_scale: $k$; 0.25 where `time` is the log signal-to-noise ratio, 1 where it is $\tau$ itself.
+
+    Returns:
+      An array of shape `(*time.shape, features)`, at least float32.
+
+    Raises:
+      KeyError: If one of the four entries is missing.
+
+    Example:
+      >>> import jax.numpy as jnp, normjax as nj
+      >>> p = {"p0": jnp.ones(1), "p1": jnp.zeros(1), "u": jnp.zeros(1), "b": jnp.zeros(1)}
+      >>> print(nj.time_dependent_parameter(p, jnp.array([-4.0, 0.0, 4.0])).T)
+      [[0.26894143 0.5        0.7310586 ]]
+
+    References:
+      Liu et al. 2024, [Alleviating Distortion in Image Generation via Multi-Resolution Diffusion Models and
+      Time-Dependent Layer Normalization](https://arxiv.org/abs/2406.09416).
+    """
+    time = jnp.asarray(time)
+    dtype = statistics_dtype(promote(time.dtype, parameter["p0"].dtype))
+    over = tuple(range(time.ndim))
+    p0, p1, u, b = (jnp.expand_dims(parameter[name].astype(dtype), over) for name in ("p0", "p1", "u", "b"))
+    tau = jnp.asarray(time_scale, dtype) * time.astype(dtype)[..., None]
+    return p1 + jax.nn.sigmoid((u + 1) * tau + b) * (p0 - p1)
+
+
+def _time_dependent(
+    name: str,
+    normalize: Callable[..., jax.Array],
+    axis: int,
+    epsilon: float,
+    epsilon_mode: EpsilonMode,
+    use_bias: bool,
+    time_scale: float,
+    precision: Precision,
+) -> NormTransform:
+    _checks.check_epsilon(epsilon)
+    start = {"scale": 1, "bias": 0} if use_bias else {"scale": 1}
+
+    def init_params(rng, x, time=None, **context):
+        del rng, context
+        given(name, "time", time)
+        shape = (x.shape[_checks.canonical_axes(axis, x.ndim)[0]],)
+        full = functools.partial(jnp.full, shape, dtype=precision.parameters)
+        return {k: {"p0": full(v), "p1": full(v), "u": full(0), "b": full(0)} for k, v in start.items()}
+
+    def fn(params, x, *, mask, time=None, **context):
+        del context
+        wide = statistics_dtype(x.dtype, precision)
+        time = at_least(given(name, "time", time), x)
+        unrounded = Precision(statistics=wide, output=wide)
+        normalized = normalize(x, axis=axis, epsilon=epsilon, epsilon_mode=epsilon_mode, mask=mask, precision=unrounded)
+        scale, bias = (
+            along_features(time_dependent_parameter(params[k], time, time_scale=time_scale), x, axis, "time")
+            if k in start
+            else None
+            for k in ("scale", "bias")
+        )
+        return scale_shift_cast(normalized, scale, bias, x.dtype, precision)
+
+    return stateless(fn, init_params)
+
+
+_FACTS = {"context": ("time",), "scale_invariance": "joint"}
+
+
+@method("Time-dependent layer normalization", "Liu et al. 2024", "2406.09416", "conditional", **_FACTS)
+def time_dependent_layer_norm(
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+    epsilon_mode: EpsilonMode = "inside",
+    use_bias: bool = True,
+    time_scale: float = 0.25,
+    precision: Precision = TORCH,
+) -> NormTransform:
+    r"""Layer normalization whose scale and bias are functions of time: $y = \gamma(t)\,\hat x + \beta(t)$.
+
+    Parameters `{"scale", "bias"}`, each `{"p0", "p1", "u", "b"}`; context `time=`; no state.
+
+    Args:
+      axis: The feature axis, over which statistics are taken and on which the parameters live.
+      epsilon: Non-negative number.
+      epsilon_mode: Where epsilon sits.
+      use_bias: Whether there is a bias.
+      time_scale: Times `time` is $\tau$: 0.25 for the log signal-to-noise ratio, 1 for $\tau$ itself.
+      precision: Dtypes and cast order.
+
+    Returns:
+      The transform; its `time=` has one entry for each sample (or token), or is one number for all.
+
+    Raises:
+      ValueError: If epsilon is negative, or time is missing or does not fit the input.
+
+    Example:
+      >>> import jax.numpy as jnp, normjax as nj
+      >>> x, log_snr = jnp.array([[1.0, 3.0]]), jnp.zeros(1)
+      >>> norm = nj.time_dependent_layer_norm()
+      >>> params, _ = norm.init(None, x, time=log_snr)
+      >>> print(norm.apply(params, {}, x, train=True, time=log_snr)[0].round(3))
+      [[-1.  1.]]
+
+    References:
+      Liu et al. 2024, [DiMR](https://arxiv.org/abs/2406.09416).
+    """
+    name = "time_dependent_layer_norm"
+    return _time_dependent(name, layer_normalize, axis, epsilon, epsilon_mode, use_bias, time_scale, precision)
+
+
+@method("Time-dependent RMS normalization", "Liu et al. 2024", "2406.09416", "conditional", **_FACTS)
+def time_dependent_rms_norm(
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-8,
+    epsilon_mode: EpsilonMode = "outside",
+    use_bias: bool = False,
+    time_scale: float = 0.25,
+    precision: Precision = TORCH,
+) -> NormTransform:
+    r"""RMS normalization whose scale is a function of time: $y = \gamma(t)\,x / (\sqrt{\langle x^2\rangle}+\epsilon)$.
+
+    Parameters `{"scale"}` (and `"bias"` if asked for), each `{"p0", "p1", "u", "b"}`; context `time=`; no state.
+
+    Args:
+      axis: The feature axis, over which the mean square is taken and on which the parameters live.
+      epsilon: Non-negative number.
+      epsilon_mode: Where epsilon sits; outside the root in the authors' code.
+      use_bias: Whether there is a bias.
+      time_scale: Times `time` is $\tau$: 0.25 for the log signal-to-noise ratio, 1 for $\tau$ itself.
+      precision: Dtypes and cast order.
+
+    Returns:
+      The transform; its `time=` has one entry for each sample (or token), or is one number for all.
+
+    Raises:
+      ValueError: If epsilon is negative, or time is missing or does not fit the input.
+
+    Example:
+      >>> import jax.numpy as jnp, normjax as nj
+      >>> norm = nj.time_dependent_rms_norm()
+      >>> params, _ = norm.init(None, jnp.ones((2, 4)), time=jnp.zeros(2))
+      >>> sorted(params["scale"])
+      ['b', 'p0', 'p1', 'u']
+
+    References:
+      Liu et al. 2024, [DiMR](https://arxiv.org/abs/2406.09416).
+    """
+    name = "time_dependent_rms_norm"
+    return _time_dependent(name, rms_normalize, axis, epsilon, epsilon_mode, use_bias, time_scale, precision)

@@ -1,0 +1,83 @@
+r"""The one rule behind every reparametrization of output units: centre, divide by the unit's size, multiply.
+
+$$\hat w = f\, g\, \frac{w - \langle w\rangle}{d(w)}$$ over the fan-in of one output unit. The sizes in use differ from
+the biased standard deviation by a constant $k$ only: $\|w - \langle w\rangle\| = \sqrt n\,\sigma$ and $\sigma_{n-1} =
+\sqrt{n/(n-1)}\,\sigma$. So they share its derivative, with $\epsilon / k$ (or $\epsilon / k^2$ inside the root).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from normjax import _checks
+from normjax.moments import prepare, standardization, standardize
+from normjax.norms._affine import affine
+from normjax.precision import EpsilonMode, Precision, statistics_dtype
+
+Axes = int | Sequence[int] | None
+Size = Literal["std", "unbiased std", "norm"]
+
+
+def unit_axes(feature_axes: Axes, ndim: int) -> tuple[int, ...]:
+    """Returns the axes that number the output units; `None` or `()` makes the whole kernel one unit."""
+    if feature_axes is None or (not isinstance(feature_axes, int) and not tuple(feature_axes)):
+        return ()
+    return _checks.canonical_axes(feature_axes, ndim, "feature_axes")
+
+
+def unit_shape(kernel: Any, feature_axes: Axes) -> tuple[int, ...]:
+    """Returns the shape of one number per output unit."""
+    return tuple(kernel.shape[a] for a in unit_axes(feature_axes, kernel.ndim))
+
+
+def fan_in(kernel: Any, feature_axes: Axes) -> int:
+    """Returns how many entries of the kernel one output unit has."""
+    units = unit_axes(feature_axes, kernel.ndim)
+    return math.prod(kernel.shape[a] for a in _checks.other_axes(units, kernel.ndim))
+
+
+def normalize_units(
+    kernel: jax.Array,
+    scale: jax.Array | None,
+    feature_axes: Axes,
+    *,
+    centre: bool,
+    size: Size,
+    epsilon: float,
+    epsilon_mode: EpsilonMode,
+    factor: float = 1.0,
+    precision: Precision,
+) -> jax.Array:
+    """Returns the kernel with every unit centred (or not), divided by its size and multiplied by `factor * scale`."""
+    count = fan_in(kernel, feature_axes)
+    if centre and count < 2:
+        raise ValueError(
+            f"feature_axes={feature_axes!r} leave a fan-in of {count} in a kernel of shape {tuple(kernel.shape)}: "
+            "centred, it is 0 whatever the weights are. Leave out this kernel, or name its output axes alone."
+        )
+    ratio = {"std": 1.0, "norm": math.sqrt(count), "unbiased std": math.sqrt(count / max(count - 1, 1))}[size]
+    epsilon = epsilon / (ratio**2 if epsilon_mode == "inside" else ratio)
+    normalized, _ = _standardized(kernel, feature_axes, precision, epsilon, epsilon_mode, centre)
+    units = unit_axes(feature_axes, kernel.ndim)
+    return affine(normalized * (factor / ratio), kernel, scale, None, units, precision)
+
+
+def unit_norms(kernel: jax.Array, feature_axes: Axes, precision: Precision) -> jax.Array:
+    """Returns the Euclidean norm of every output unit, in the parameters' dtype."""
+    _, square = _standardized(kernel, feature_axes, precision, 0.0, "inside", centre=False)
+    return jnp.sqrt(square.reshape(unit_shape(kernel, feature_axes))).astype(precision.parameters)
+
+
+def _standardized(kernel, feature_axes: Axes, precision: Precision, epsilon, mode: EpsilonMode, centre: bool):
+    """The standardized kernel, and the sum of squares (of deviations) of every unit."""
+    reduced = _checks.other_axes(unit_axes(feature_axes, kernel.ndim), kernel.ndim)
+    _checks.check_input(kernel, reduced)
+    values, _ = prepare(kernel, None, statistics_dtype(kernel.dtype, precision))
+    # A vector of units has no axis of its own to reduce: each entry is the only weight of its unit.
+    values = values if reduced else values[None]
+    spec = standardization(values, reduced or 0, epsilon=epsilon, epsilon_mode=mode, centre=centre)
+    normalized, moments = standardize(values, None, spec)
+    return normalized if reduced else normalized[0], moments.m2
