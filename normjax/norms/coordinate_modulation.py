@@ -20,6 +20,7 @@ import jax
 
 from normjax import _checks
 from normjax._method import method
+from normjax.moments import prepare
 from normjax.norms._affine import Initializer, default_init, init_affine
 from normjax.norms._context import require
 from normjax.norms._inner import apply_inner, check_transform
@@ -27,6 +28,9 @@ from normjax.norms._modulate import modulate
 from normjax.norms.grid_interpolation import Padding, interpolate_grid
 from normjax.precision import TORCH, Precision, output_dtype, promote, statistics_dtype
 from normjax.transform import NormTransform, stateless
+
+# Values that are masked out may be NaN, which the gradient of the grids must not see.
+_WITHOUT_NORM = stateless(lambda params, x, *, mask, **context: prepare(x, mask, x.dtype)[0])
 
 
 @method(
@@ -84,7 +88,7 @@ def coordinate_modulation(
     References:
       Lee et al. 2024, [Coordinate-Aware Modulation for Neural Fields](https://arxiv.org/abs/2311.14993).
     """
-    inner = stateless(lambda params, x, *, mask, **context: x) if norm is None else norm
+    inner = _WITHOUT_NORM if norm is None else norm
     check_transform("coordinate_modulation", inner)
     sizes = (resolution,) if isinstance(resolution, int) else tuple(resolution)
     if not sizes or min(sizes) < 1:
@@ -94,6 +98,7 @@ def coordinate_modulation(
     def checked(coordinates, x):
         wanted = f"positions in [0, 1] of shape (*leading axes of the input, {len(sizes)})"
         coordinates = require(coordinates, "coordinate_modulation", "coordinates", wanted)
+        _checks.check_input(coordinates)
         (feature,) = _checks.canonical_axes(feature_axis, x.ndim, "feature_axis")
         *leading, axes = coordinates.shape
         fits = all(c in (1, size) for c, size in zip(leading, x.shape, strict=False))

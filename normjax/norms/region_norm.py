@@ -9,8 +9,6 @@ adds both shifts everywhere. No state: the statistics are the batch's own in eva
 output from the rest of its batch. Nothing folds. Weights that feed it are scale-invariant unit by unit, up to epsilon.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -76,9 +74,12 @@ def region_normalize(
         _checks.check_parameter(name, parameter, x.shape, (2, x.shape[feature]))
     foreground = nearest_resize(jnp.asarray(region).astype(bool), tuple(x.shape[a] for a in space), space)
     normalized = standardize_regions(x, foreground, axis, feature, epsilon, mask, axis_name, precision)
-    wide = functools.partial(_checks.broadcast_to_features, axes=(feature,), ndim=x.ndim)
+
+    def wide(row):
+        return _checks.broadcast_to_features(row.astype(normalized.dtype), (feature,), x.ndim)
+
     gamma = None if scale is None else jnp.where(foreground, wide(scale[1]), wide(scale[0]))
-    shift = None if bias is None else wide(bias[0] + bias[1])
+    shift = None if bias is None else wide(bias[0]) + wide(bias[1])
     return modulate(normalized, gamma, shift).astype(output_dtype(x.dtype, (scale, bias), precision))
 
 

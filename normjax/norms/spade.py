@@ -68,13 +68,12 @@ def spade_modulate(
       Park et al. 2019, [Semantic Image Synthesis with SPADE](https://arxiv.org/abs/1903.07291).
     """
     (feature,) = _checks.canonical_axes(feature_axis, normalized.ndim, "feature_axis")
-    check_condition("segmentation", segmentation, normalized.shape, {0: normalized.shape[0]})
+    _check_conditions(segmentation, style, normalized.shape)
     dtype = promote(normalized.dtype, jnp.float32)
     space = _checks.other_axes((0, feature), normalized.ndim)
     condition = nearest_resize(jnp.asarray(segmentation), tuple(normalized.shape[a] for a in space), space)
     condition = jnp.moveaxis(condition, feature, -1).astype(dtype)
     if style is not None:
-        _check_style(style, normalized.shape)
         batch = max(condition.shape[0], style.shape[0])
         code = style.astype(dtype).reshape(style.shape[0], *[1] * len(space), style.shape[1])
         parts = [jnp.broadcast_to(p, (batch, *condition.shape[1:-1], p.shape[-1])) for p in (condition, code)]
@@ -84,8 +83,9 @@ def spade_modulate(
     return modulate(normalized, scale, shift)
 
 
-def _check_style(style: Any, shape: tuple[int, ...]) -> None:
-    if style.ndim != 2 or style.shape[0] not in (1, shape[0]):
+def _check_conditions(segmentation: Any, style: Any, shape: tuple[int, ...]) -> None:
+    check_condition("segmentation", segmentation, shape, {0: shape[0]})
+    if style is not None and (len(style.shape) != 2 or style.shape[0] not in (1, shape[0])):
         raise ValueError(f"style= has shape {style.shape}; spade expects ({shape[0]} or 1, style features).")
 
 
@@ -144,14 +144,15 @@ def spade(
     check_transform("spade", norm)
     check_window(kernel_size)
 
-    def conditions(context):
+    def conditions(context, x):
         labels = "one-hot labels or features of shape (batch, *space, labels)"
         segmentation = require(context.get("segmentation"), "spade", "segmentation", labels)
         style = require(context.get("style"), "spade", "style", "of shape (batch, style)") if use_style else None
+        _check_conditions(segmentation, style, x.shape)
         return segmentation, style
 
     def init(rng, x, **context):
-        segmentation, style = conditions(context)
+        segmentation, style = conditions(context, x)
         (feature,) = _checks.canonical_axes(feature_axis, x.ndim, "feature_axis")
         rngs = [None] * 4 if rng is None else jax.random.split(rng, 4)
         inner, state = norm.init(rngs[0], x, **context)
@@ -164,7 +165,7 @@ def spade(
         return params, state
 
     def apply(params, state, x, *, train, mask=None, **context):
-        segmentation, style = conditions(context)
+        segmentation, style = conditions(context, x)
         normalized, state = apply_inner(norm, params["norm"], state, x, train, mask, context, precision)
         y = spade_modulate(
             normalized, segmentation, params, style=style, activation=activation, feature_axis=feature_axis
