@@ -119,9 +119,7 @@ CASES = [
         (6, 2, 3),
         by_units(lambda c: np.maximum(norm(c), 0.5), centre=False),
     ),
-    Case(
-        "weight norm of the whole kernel", nj.weight_norm, {"feature_axes": ()}, (4, 3), by_units(norm, centre=False)
-    ),
+    Case("weight norm of the whole kernel", nj.weight_norm, {"feature_axes": ()}, (4, 3), by_units(norm, centre=False)),
     Case(
         "centred",
         nj.centred_weight_norm,

@@ -164,7 +164,12 @@ def test_scale_invariance_is_as_stated(case, rng):
         sizes = np.linalg.norm(w, axis=0) * np.linalg.norm(g, axis=0)
         jointly = abs(np.sum(w * g)) <= 1e-10 * np.sum(sizes)
         unitwise = bool(np.all(np.abs(np.sum(w * g, axis=0)) <= 1e-10 * sizes))
-        found = (close(apply(3 * kernel)), close(apply(jnp.asarray(np.asarray(kernel) * per_unit))), bool(jointly), unitwise)
+        found = (
+            close(apply(3 * kernel)),
+            close(apply(jnp.asarray(np.asarray(kernel) * per_unit))),
+            bool(jointly),
+            unitwise,
+        )
     assert found == {"per unit": (True, True, True, True), "joint": (True, False, True, False)}[stated]
 
 
