@@ -1,7 +1,7 @@
 """Linen wrappers that give a layer effective kernels; the stored ones are never written. No mathematics in here.
 
 flax.linen's own wrappers store the normalized kernel in `init`, and `SpectralNorm` in every `apply` with mutable
-parameters.
+parameters too.
 """
 
 import functools

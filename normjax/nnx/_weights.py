@@ -1,7 +1,7 @@
 """nnx wrappers that give a layer effective kernels; the stored ones are never written. No mathematics in here.
 
-flax.nnx's own wrappers overwrite the kernel with the normalized one in every call, which makes them projections and
-hides the kernel's gradient from the reparametrization.
+flax.nnx's own wrappers overwrite the kernel with the normalized one in every call, which makes projections of them: the
+optimizer steps from another point, and the effective learning rate is another.
 """
 
 from collections.abc import Mapping

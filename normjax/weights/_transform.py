@@ -135,7 +135,8 @@ def chosen(rules: Rules, tree: Any) -> tuple[FlatTree, dict[str, WeightTransform
         picked = ((path, rules(path, leaf)) for path, leaf in flat.leaves.items())
         found = {path: transform for path, transform in picked if transform is not None}
     else:
-        found = match(rules, flat.leaves, "a rule", is_leaf=lambda node: isinstance(node, WeightTransform))
+        # Any named tuple is a rule, so that a norm among them is named below and not taken apart.
+        found = match(rules, flat.leaves, "a rule", is_leaf=lambda node: isinstance(node, tuple))
     _check_transforms(found.values())
     return flat, found
 

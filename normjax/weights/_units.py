@@ -52,6 +52,8 @@ def normalize_units(
     precision: Precision,
 ) -> jax.Array:
     """Returns the kernel with every unit centred (or not), divided by its size and multiplied by `factor * scale`."""
+    units = unit_axes(feature_axes, kernel.ndim)
+    _checks.check_input(kernel, _checks.other_axes(units, kernel.ndim))
     count = fan_in(kernel, feature_axes)
     if centre and count < 2:
         raise ValueError(
@@ -61,7 +63,6 @@ def normalize_units(
     ratio = {"std": 1.0, "norm": math.sqrt(count), "unbiased std": math.sqrt(count / max(count - 1, 1))}[size]
     epsilon = epsilon / (ratio**2 if epsilon_mode == "inside" else ratio)
     normalized, _ = _standardized(kernel, feature_axes, precision, epsilon, epsilon_mode, centre)
-    units = unit_axes(feature_axes, kernel.ndim)
     return affine(normalized * (factor / ratio), kernel, scale, None, units, precision)
 
 

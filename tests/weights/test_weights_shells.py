@@ -1,0 +1,299 @@
+"""The linen and nnx wrappers call layers with effective kernels, and never write the stored ones."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import normjax as nj
+from tests.weights.cases import CASES
+
+EPS32 = float(np.finfo(np.float32).eps)
+
+
+class LinenKernel(nn.Module):
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self):
+        return self.param("kernel", nn.initializers.normal(1.0), self.shape)
+
+
+class NnxKernel(nnx.Module):
+    def __init__(self, shape, rngs):
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape))
+
+    def __call__(self):
+        return self.kernel[...]
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def close(a, b):
+    # Two programs, which the compiler may fuse and therefore round differently.
+    np.testing.assert_allclose(a, b, rtol=0, atol=32 * EPS32 * max(1.0, float(np.max(np.abs(b)))))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_linen_equals_nnx_equals_pure(case, rng):
+    transform, rules = case.transform, {"kernel": case.transform}
+    kernel = jnp.asarray(rng.standard_normal(case.shape), jnp.float32)
+    params, state = transform.init(jax.random.key(0), kernel)
+    effective, trained = transform.apply(params, state, kernel, train=True)
+    evaluated, _ = transform.apply(params, trained, kernel, train=False)
+
+    layer = nj.linen.Reparametrized(LinenKernel(case.shape), rules)
+    variables = jax.eval_shape(layer.init, jax.random.key(0))
+    named = lambda tree: {f"layer_instance/kernel/{name}": value for name, value in tree.items()}
+    assert set(variables["params"]) == {"layer_instance", *named(params)}
+    assert set(variables.get("batch_stats", {})) == set(named(state))
+    variables = {"params": {"layer_instance": {"kernel": kernel}, **named(params)}, "batch_stats": named(state)}
+    y, updates = layer.apply(variables, mutable=True)
+    assert_same(updates["params"], variables["params"])
+    close(y, effective)
+    jax.tree.map(close, updates.get("batch_stats", {}), named(trained))
+    kept, updates = layer.apply(variables | updates, update_stats=False, mutable=True)
+    close(kept, evaluated)
+    jax.tree.map(close, updates.get("batch_stats", {}), named(trained))
+
+    module = nj.nnx.Reparametrized(NnxKernel(case.shape, nnx.Rngs(0)), rules, rngs=nnx.Rngs(0))
+    module.layer_instance.kernel[...] = kernel
+    for held, values in ((module.scales, params), (module.batch_stats, state)):
+        assert set(held) == {f"kernel/{name}" for name in values}
+        for name, value in values.items():
+            held[f"kernel/{name}"][...] = value
+    close(module(), effective)
+    for name, value in trained.items():
+        close(module.batch_stats[f"kernel/{name}"][...], value)
+    module.eval()
+    before = jax.tree.map(jnp.copy, nnx.state(module))
+    close(module(), evaluated)
+    close(module.baked().kernel[...], evaluated)
+    assert_same(nnx.state(module), before)
+    assert_same(module.layer_instance.kernel[...], kernel)
+
+
+HEADS = {"query/kernel": nj.weight_norm(feature_axes=(-2, -1)), "out/kernel": nj.spectral_norm()}
+TOKENS = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4)), jnp.float32)
+IMAGES = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 5, 4)), jnp.float32)
+INDICES = jnp.array([[0, 2], [1, 2]])
+LINEN = {
+    "dense": (lambda: nn.Dense(3), {"kernel": nj.weight_standardization()}, TOKENS),
+    "conv": (lambda: nn.Conv(6, (3, 3), feature_group_count=2), {"kernel": nj.spectral_norm()}, IMAGES),
+    "embed": (lambda: nn.Embed(3, 4), {"embedding": nj.weight_norm(feature_axes=0)}, INDICES),
+    "attention": (lambda: nn.MultiHeadDotProductAttention(2), HEADS, TOKENS),
+}
+NNX = {
+    "dense": (lambda r: nnx.Linear(4, 3, rngs=r), *LINEN["dense"][1:]),
+    "conv": (lambda r: nnx.Conv(4, 6, (3, 3), feature_group_count=2, rngs=r), *LINEN["conv"][1:]),
+    "embed": (lambda r: nnx.Embed(3, 4, rngs=r), *LINEN["embed"][1:]),
+    "attention": (lambda r: nnx.MultiHeadAttention(2, 4, decode=False, rngs=r), *LINEN["attention"][1:]),
+}
+
+
+@pytest.mark.parametrize("name", LINEN)
+def test_real_linen_layers(name):
+    make, rules, x = LINEN[name]
+    layer = nj.linen.Reparametrized(make(), rules)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
+    stored = variables["params"]["layer_instance"]
+
+    own, state = nj.by_path(rules).init(jax.random.key(1), stored)
+    held = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    fill = lambda tree, where: {
+        p: {n: held[where][f"layer_instance/{p}/{n}"] for n in values} for p, values in tree.items()
+    }
+    effective, _ = nj.by_path(rules).apply(fill(own, "params"), fill(state, "batch_stats"), stored, train=True)
+
+    @jax.jit
+    def loss(variables):
+        y, updates = layer.apply(variables, x, mutable=True)
+        return jnp.sum(y**2), (y, updates)
+
+    (_, (y, updates)), gradients = jax.value_and_grad(loss, has_aux=True)(variables)
+    close(y, make().apply({"params": effective}, x))
+    assert_same(updates["params"], variables["params"])
+    assert_same(loss(variables), loss(variables))
+    # Only what a rule names is another function of its parameter; all of it has a gradient.
+    moved = {jax.tree_util.keystr(p) for p, g in jax.tree_util.tree_leaves_with_path(gradients["params"]) if g.any()}
+    assert all(any(f"'{part}'" in m for m in moved) for rule in rules for part in rule.split("/"))
+    baked = nj.bake(
+        stored, rules, own=fill(own, "params"), state=fill(updates.get("batch_stats", {}) and state, "batch_stats")
+    )
+    evaluated = layer.apply(variables, x, update_stats=False)
+    close(make().apply({"params": baked.params}, x), evaluated)
+
+
+@pytest.mark.parametrize("name", NNX)
+def test_real_nnx_layers(name):
+    make, rules, x = NNX[name]
+    layer = make(nnx.Rngs(0))
+    module = nj.nnx.Reparametrized(layer, rules, rngs=nnx.Rngs(1))
+    stored = jax.tree.map(jnp.copy, nnx.state(module, nnx.Param))
+    module.eval()
+    y = nnx.jit(lambda m, x: m(x))(module, x)
+    close(y, module.baked()(x))
+    assert not np.allclose(y, layer(x)) or name == "embed"
+    module.train()
+    gradients = nnx.jit(nnx.grad(lambda m, x: jnp.sum(m(x) ** 2)))(module, x)
+    module(x)
+    assert_same(nnx.state(module, nnx.Param), stored)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+    assert all(v[...].any() for v in gradients.get("scales", {}).values())
+
+
+class Block(nn.Module):
+    """A layer as it stands in a scanned or mapped stack."""
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        x = nj.linen.WeightNorm(nn.Dense(4))(x)
+        return nj.linen.SpectralNorm(nn.Dense(4))(jnp.tanh(x), update_stats=train), None
+
+
+def test_linen_scan_remat_and_vmap(rng):
+    x = jnp.asarray(rng.standard_normal((2, 4)), jnp.float32)
+    axes = {"params": 0, "batch_stats": 0}
+    stack = nn.scan(nn.remat(Block), variable_axes=axes, split_rngs={"params": True}, length=3)()
+    variables = stack.init(jax.random.key(0), x)
+    (y, _), updates = jax.jit(lambda v: stack.apply(v, x, mutable=True))(variables)
+    assert_same(updates["params"], variables["params"])
+    expected = x
+    for i in range(3):
+        one = jax.tree.map(lambda a, i=i: a[i], variables)
+        (expected, _), new = Block().apply(one, expected, mutable=True)
+        jax.tree.map(close, jax.tree.map(lambda a, i=i: a[i], updates["batch_stats"]), new["batch_stats"])
+    close(y, expected)
+    gradients = jax.jit(jax.grad(lambda v: jnp.sum(stack.apply(v, x, mutable=["batch_stats"])[0][0] ** 2)))(variables)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients["params"]))
+
+    mapped = nn.vmap(Block, variable_axes=axes, split_rngs={"params": True}, axis_size=3, in_axes=None)()
+    (ys, _), _ = mapped.apply(variables, x, mutable=True)
+    close(ys[1], Block().apply(jax.tree.map(lambda a: a[1], variables), x, mutable=True)[0][0])
+
+
+def test_nnx_scan_remat_and_vmap(rng):
+    x = jnp.asarray(rng.standard_normal((2, 4)), jnp.float32)
+
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make(rngs):
+        linear = nnx.Linear(4, 4, rngs=rngs)
+        return nj.nnx.SpectralNorm(nj.nnx.WeightNorm(linear, rngs=rngs).layer_instance, rngs=rngs)
+
+    layers = make(nnx.Rngs(0).split(3))
+    graph, state = nnx.split(layers)
+    before = jax.tree.map(jnp.copy, state)
+
+    @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+    @nnx.remat
+    def forward(layer, x):
+        return jnp.tanh(layer(x))
+
+    y = forward(layers, x)
+    expected = x
+    for i in range(3):
+        one = nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], before))
+        expected = jnp.tanh(one(expected))
+        close(layers.batch_stats[("kernel", "u")][...][i], one.batch_stats[("kernel", "u")][...])
+    close(y, expected)
+    assert_same(nnx.state(layers, nnx.Param), nnx.filter_state(before, nnx.Param))
+    ys = nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))(layers, x)
+    assert ys.shape == (3, 2, 4)
+
+
+def test_state_of_the_wrapped_layer_still_moves(rng):
+    x = jnp.asarray(rng.standard_normal((4, 3)), jnp.float32)
+
+    class Inner(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dropout(0.5, deterministic=False)(nn.BatchNorm(use_running_average=False)(nn.Dense(2)(x)))
+
+    layer = nj.linen.Reparametrized(Inner(), {"Dense_0/kernel": nj.weight_norm()})
+    with jax.numpy_rank_promotion("allow"):
+        variables = layer.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, x)
+        _, updates = layer.apply(variables, x, rngs={"dropout": jax.random.key(2)}, mutable=["batch_stats"])
+    assert np.any(updates["batch_stats"]["layer_instance"]["BatchNorm_0"]["mean"])
+
+    class Inside(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(3, 2, rngs=rngs)
+            self.norm = nj.nnx.BatchNorm(2, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            y = self.norm(self.linear(x))
+            self.sow(nnx.Intermediate, "normalized", y)
+            return self.dropout(y)
+
+    module = nj.nnx.Reparametrized(Inside(nnx.Rngs(0)), {"linear/kernel": nj.weight_norm()}, rngs=nnx.Rngs(0))
+    call = nnx.capture(nnx.Intermediate)(lambda m, x: m(x))
+    (first, captured), (second, _) = call(module, x), call(module, x)
+    assert jax.tree.leaves(captured)[0].shape == first.shape
+    assert np.any(first != second), "the dropout's stream stood still"
+    assert np.any(module.layer_instance.norm.mean[...])
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.relu(nj.linen.WeightNorm(nn.Dense(16))(x))
+        x = nn.relu(nj.linen.SpectralNorm(nn.Dense(16), use_scale=True)(x, update_stats=train))
+        return nj.linen.Reparametrized(nn.Dense(1), {"kernel": nj.scaled_weight_standardization()})(x)
+
+
+def test_a_linen_model_trains_and_its_gains_with_it(rng):
+    x, target = (jnp.asarray(rng.standard_normal((32, n)), jnp.float32) for n in (4, 1))
+    model, optimizer = Net(), optax.sgd(0.1)
+    variables = model.init(jax.random.key(0), x, False)
+    carry = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
+
+    def step(carry, _):
+        params, stats, opt_state = carry
+
+        def loss(params):
+            y, new = model.apply({"params": params, "batch_stats": stats}, x, True, mutable=["batch_stats"])
+            return jnp.mean((y - target) ** 2), new["batch_stats"]
+
+        (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return (optax.apply_updates(params, updates), stats, opt_state), value
+
+    (params, _, _), losses = jax.lax.scan(step, carry, None, length=100)
+    assert losses[-1] < 0.7 * losses[0]
+    for name in ("WeightNorm_0", "SpectralNorm_0", "Reparametrized_0"):
+        for before, after in zip(*map(jax.tree.leaves, (variables["params"][name], params[name])), strict=True):
+            assert np.any(before != after), f"the gain of {name} was not trained"
+
+
+def test_partitioned_boxes_pass_through(rng):
+    x = jnp.asarray(rng.standard_normal((2, 4)), jnp.float32)
+    init = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
+    layer = nj.linen.WeightNorm(nn.Dense(3, kernel_init=init))
+    variables = layer.init(jax.random.key(0), x)
+    assert variables["params"]["layer_instance"]["kernel"].names == ("in", "out")
+    close(layer.apply(variables, x), nn.Dense(3).apply({"params": nn.unbox(variables["params"]["layer_instance"])}, x))
+
+
+def test_the_wrapper_of_a_layer_in_a_model_keeps_the_names_of_its_checkpoint(rng):
+    x = jnp.ones((1, 4))
+
+    class Plain(nn.Module):
+        wrap: bool
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(3)(x)
+            dense = nn.Dense(2)
+            return nj.linen.WeightNorm(dense)(x) if self.wrap else dense(x)
+
+    plain = Plain(wrap=False).init(jax.random.key(0), x)
+    wrapped = Plain(wrap=True).init(jax.random.key(0), x)
+    own = wrapped["params"].pop("WeightNorm_0")
+    assert list(own) == ["Dense_1/kernel/scale"]
+    assert_same(wrapped, plain)
