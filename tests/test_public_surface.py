@@ -70,7 +70,7 @@ def test_public_object_is_documented(name):
         assert "Returns:" in doc, f"{name} does not say what it returns"
         arguments = doc.partition("Args:")[2]
         # Several arguments with one meaning may share a line: "mask, axis_name: As in ...".
-        missing = [p for p in parameters if not re.search(rf"(?m)^\s*(\*{{0,2}}\w+, )*\*{{0,2}}{p}(, \*{{0,2}}\w+)*:", arguments)]
+        missing = [p for p in parameters if not re.search(rf"(?m)^ *([*\w]+, )*[*]*{p}(, [*\w]+)*:", arguments)]
         assert not missing, f"{name} does not describe {missing}"
 
 
