@@ -18,8 +18,8 @@ from normjax.norms.instance_norm import instance_norm as instance_norm
 from normjax.norms.instance_norm import instance_normalize as instance_normalize
 from normjax.norms.layer_norm import layer_norm as layer_norm
 from normjax.norms.layer_norm import layer_normalize as layer_normalize
-from normjax.norms.prep_norm import prep_batch_norm as prep_batch_norm
-from normjax.norms.rep_norm import rep_batch_norm as rep_batch_norm
+from normjax.norms.prep_batch_norm import prep_batch_norm as prep_batch_norm
+from normjax.norms.rep_batch_norm import rep_batch_norm as rep_batch_norm
 from normjax.norms.rms_norm import rms_norm as rms_norm
 from normjax.norms.rms_norm import rms_normalize as rms_normalize
 from normjax.norms.switch_norm import switch_norm as switch_norm

@@ -129,8 +129,8 @@ def batch_renorm(
     """Batch renormalization as a transform; parameters `{"scale", "bias"}`.
 
     Args:
-      r_max: Number, or schedule of the number of earlier steps, a float (state gains `"count"`). The paper ramps it from
-        1 to 3, e.g. `optax.linear_schedule(1, 3, 35_000, 5_000)`.
+      r_max: Number, or schedule of the number of earlier steps, a float (state gains `"count"`). The paper ramps it
+        from 1 to 3, e.g. `optax.linear_schedule(1, 3, 35_000, 5_000)`.
       r_min: Likewise; `None` is `1 / r_max`.
       d_max: Likewise; from 0 to 5 in the paper. With 1 and 0 this is batch normalization.
       momentum: Weight of the old value of the statistics for evaluation.

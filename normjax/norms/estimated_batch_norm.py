@@ -23,7 +23,7 @@ from normjax.norms._running_statistics import (
     normalize_with_statistics,
     seen_features,
 )
-from normjax.precision import TORCH, Precision, statistics_dtype
+from normjax.precision import TORCH, Precision, promote, statistics_dtype
 from normjax.transform import NormTransform
 
 
@@ -47,7 +47,7 @@ def estimate_statistics(
       axis_index_groups: Groups within that mapped axis.
 
     Returns:
-      The new state; features without a valid position keep theirs.
+      The new state, in the wider of its own dtype and the statistics'; features without a valid position keep theirs.
 
     Raises:
       TypeError: If `x` is not floating.
@@ -65,12 +65,13 @@ def estimate_statistics(
       Standardization](https://arxiv.org/abs/1903.10520).
     """
     features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
-    axes, mean = batch_axes(x.ndim, features, axis_name), state["mean"]
     mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
-    moments = compute_moments(jax.lax.stop_gradient(x), axes, mask=mask, **mapped)
-    around = variance(moments).reshape(mean.shape) + (moments.mean.reshape(mean.shape) - mean) ** 2
-    batch = {"mean": moments.mean, "var": around}
-    return {**state, **move(state, batch, 1 - state["moving_speed"], seen_features(moments, mean.shape))}
+    moments = compute_moments(jax.lax.stop_gradient(x), batch_axes(x.ndim, features, axis_name), mask=mask, **mapped)
+    dtype = promote(moments.mean.dtype, state["mean"].dtype)
+    old = {name: value.astype(dtype) for name, value in state.items()}
+    mean, var = (s.reshape(old["mean"].shape).astype(dtype) for s in (moments.mean, variance(moments)))
+    batch = {"mean": mean, "var": var + (mean - old["mean"]) ** 2}
+    return old | move(old, batch, 1 - old["moving_speed"], seen_features(moments, mean.shape))
 
 
 @method(
@@ -137,14 +138,16 @@ def estimated_batch_norm(
 
     def apply(params, state, x, *, train, mask=None, moving_speed=None, **context):
         del context
+        moved = state
         if train:
             # NaN behind the mask must not reach the gradient of the scale.
             x = prepare(x, mask, x.dtype)[0]
             given = {} if moving_speed is None else {"moving_speed": jnp.asarray(moving_speed, state["mean"].dtype)}
             mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
-            state = estimate_statistics(state | given, x, feature_axes=feature_axes, mask=mask, **mapped)
+            moved = estimate_statistics(state | given, x, feature_axes=feature_axes, mask=mask, **mapped)
         affine = params["scale"], params["bias"]
         common = {"feature_axes": feature_axes, "epsilon": epsilon, "precision": precision}
-        return normalize_with_statistics(x, state["mean"], state["var"], *affine, **common), state
+        y = normalize_with_statistics(x, moved["mean"], moved["var"], *affine, **common)
+        return y, {name: value.astype(state[name].dtype) for name, value in moved.items()}
 
     return NormTransform(init, apply)
