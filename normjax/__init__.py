@@ -21,7 +21,6 @@ from normjax.norms import batch_normalize as batch_normalize
 from normjax.norms import batch_renorm as batch_renorm
 from normjax.norms import batch_renormalize as batch_renormalize
 from normjax.norms import continual_norm as continual_norm
-from normjax.norms import estimate_statistics as estimate_statistics
 from normjax.norms import estimated_batch_norm as estimated_batch_norm
 from normjax.norms import group_norm as group_norm
 from normjax.norms import group_normalize as group_normalize

@@ -9,7 +9,6 @@ from normjax.norms.batch_norm import batch_normalize as batch_normalize
 from normjax.norms.batch_renorm import batch_renorm as batch_renorm
 from normjax.norms.batch_renorm import batch_renormalize as batch_renormalize
 from normjax.norms.continual_norm import continual_norm as continual_norm
-from normjax.norms.estimated_batch_norm import estimate_statistics as estimate_statistics
 from normjax.norms.estimated_batch_norm import estimated_batch_norm as estimated_batch_norm
 from normjax.norms.group_norm import group_norm as group_norm
 from normjax.norms.group_norm import group_normalize as group_normalize
