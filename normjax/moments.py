@@ -213,7 +213,8 @@ def weighted_means(
     values: tuple[jax.Array, ...], weights: jax.Array, spec: Standardization
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """The sum of the weights (real numbers >= 0, of full rank) and the weighted means; 0 where nothing weighs."""
-    terms = (jnp.broadcast_to(weights, values[0].shape), *(v * weights for v in values))
+    # A square behind the mask may be infinite.
+    terms = (jnp.broadcast_to(weights, values[0].shape), *(jnp.where(weights > 0, v, 0) * weights for v in values))
     total, *sums = across(tuple(jnp.sum(t, axis=spec.axes, keepdims=True) for t in terms), spec)
     divisor = jnp.where(total > 0, total, 1)
     return total, tuple(s / divisor for s in sums)

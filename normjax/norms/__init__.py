@@ -85,6 +85,8 @@ from normjax.norms.qk_norm import qk_normalize as qk_normalize
 from normjax.norms.region_norm import region_norm as region_norm
 from normjax.norms.region_norm import region_normalize as region_normalize
 from normjax.norms.rep_norm import rep_batch_norm as rep_batch_norm
+from normjax.norms.prep_batch_norm import prep_batch_norm as prep_batch_norm
+from normjax.norms.rep_batch_norm import rep_batch_norm as rep_batch_norm
 from normjax.norms.rms_norm import rms_norm as rms_norm
 from normjax.norms.rms_norm import rms_normalize as rms_normalize
 from normjax.norms.scale_norm import scale_norm as scale_norm

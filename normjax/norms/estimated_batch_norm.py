@@ -23,54 +23,8 @@ from normjax.norms._running_statistics import (
     normalize_with_statistics,
     seen_features,
 )
-from normjax.precision import TORCH, Precision, statistics_dtype
+from normjax.precision import TORCH, Precision, promote, statistics_dtype
 from normjax.transform import NormTransform
-
-
-def estimate_statistics(
-    state: dict[str, jax.Array],
-    x: jax.Array,
-    *,
-    feature_axes: _checks.Axes = -1,
-    mask: jax.Array | None = None,
-    axis_name: AxisName = None,
-    axis_index_groups=None,
-) -> dict[str, jax.Array]:
-    r"""Moves running statistics towards a batch's, whose variance is taken around the old mean.
-
-    Args:
-      state: `{"mean", "var", "moving_speed"}`, the first two of the shape of the feature axes.
-      x: Floating array.
-      feature_axes: Axes that keep their own statistics.
-      mask: Broadcastable to `x`; zeros do not enter.
-      axis_name: Mapped axis over which the batch is sharded.
-      axis_index_groups: Groups within that mapped axis.
-
-    Returns:
-      The new state; features without a valid position keep theirs.
-
-    Raises:
-      TypeError: If `x` is not floating.
-      ValueError: If axes or mask do not fit.
-
-    Example:
-      >>> import jax.numpy as jnp, normjax as nj
-      >>> state = {"mean": jnp.zeros(1), "var": jnp.ones(1), "moving_speed": jnp.array(0.5)}
-      >>> new = nj.estimate_statistics(state, jnp.array([[1.0], [3.0]]))
-      >>> print(new["mean"], new["var"])
-      [1.] [3.]
-
-    References:
-      Qiao et al. 2019, [Micro-Batch Training with Batch-Channel Normalization and Weight
-      Standardization](https://arxiv.org/abs/1903.10520).
-    """
-    features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
-    axes, mean = batch_axes(x.ndim, features, axis_name), state["mean"]
-    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
-    moments = compute_moments(jax.lax.stop_gradient(x), axes, mask=mask, **mapped)
-    around = variance(moments).reshape(mean.shape) + (moments.mean.reshape(mean.shape) - mean) ** 2
-    batch = {"mean": moments.mean, "var": around}
-    return {**state, **move(state, batch, 1 - state["moving_speed"], seen_features(moments, mean.shape))}
 
 
 @method(
@@ -137,14 +91,29 @@ def estimated_batch_norm(
 
     def apply(params, state, x, *, train, mask=None, moving_speed=None, **context):
         del context
+        moved = state
         if train:
             # NaN behind the mask must not reach the gradient of the scale.
             x = prepare(x, mask, x.dtype)[0]
             given = {} if moving_speed is None else {"moving_speed": jnp.asarray(moving_speed, state["mean"].dtype)}
             mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
-            state = estimate_statistics(state | given, x, feature_axes=feature_axes, mask=mask, **mapped)
+            moved = _estimated(state | given, x, feature_axes=feature_axes, mask=mask, **mapped)
         affine = params["scale"], params["bias"]
         common = {"feature_axes": feature_axes, "epsilon": epsilon, "precision": precision}
-        return normalize_with_statistics(x, state["mean"], state["var"], *affine, **common), state
+        y = normalize_with_statistics(x, moved["mean"], moved["var"], *affine, **common)
+        return y, {name: value.astype(state[name].dtype) for name, value in moved.items()}
 
     return NormTransform(init, apply)
+
+
+def _estimated(state, x, *, feature_axes, mask, axis_name, axis_index_groups) -> dict[str, jax.Array]:
+    """The state moved towards a batch, in the wider of its own dtype and the statistics'."""
+    features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
+    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
+    axes = batch_axes(x.ndim, features, axis_name)
+    moments = compute_moments(jax.lax.stop_gradient(x), axes, mask=mask, **mapped)
+    dtype = promote(moments.mean.dtype, state["mean"].dtype)
+    old = {name: value.astype(dtype) for name, value in state.items()}
+    mean, var = (s.reshape(old["mean"].shape).astype(dtype) for s in (moments.mean, variance(moments)))
+    batch = {"mean": mean, "var": var + (mean - old["mean"]) ** 2}
+    return old | move(old, batch, 1 - old["moving_speed"], seen_features(moments, mean.shape))

@@ -19,7 +19,7 @@ from normjax._method import method
 from normjax.moments import AxisName, prepare
 from normjax.norms._running_statistics import any_valid
 from normjax.norms.layer_norm import layer_norm
-from normjax.norms.rep_norm import rep_batch_norm
+from normjax.norms.rep_batch_norm import rep_batch_norm
 from normjax.precision import statistics_dtype
 from normjax.transform import NormTransform, blend
 
