@@ -80,10 +80,7 @@ def adain(
     r"""AdaIN as a transform; reads `style=` (and `style_mask=` if there is one), no parameters, no state.
 
     Args:
-      alpha: How far the content moves to the style, in [0, 1].
-      feature_axis: Channel axis of content and style.
-      epsilon: Non-negative number added to both variances.
-      precision: Dtypes.
+      alpha, feature_axis, epsilon, precision: As in `adain_normalize`.
 
     Returns:
       The transform.

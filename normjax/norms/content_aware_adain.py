@@ -83,11 +83,7 @@ def content_aware_adain(
     """Content-aware AdaIN as a transform; reads `style=` (and `style_mask=` if there is one), no state.
 
     Args:
-      style_weight: Weight of the style's statistics.
-      content_weight: Weight of the content's.
-      feature_axis: Channel axis of content and style.
-      epsilon: Non-negative number added to the content's standard deviation.
-      precision: Dtypes.
+      style_weight, content_weight, feature_axis, epsilon, precision: As in `content_aware_adain_normalize`.
 
     Returns:
       The transform; it has no parameters.

@@ -66,8 +66,7 @@ def coordinate_modulation(
       padding: What lies outside the grid.
       grid_map: Applied to both grids before they are read, e.g. a quantization with a straight-through gradient.
       feature_axis: Axis of the features where `per_channel`.
-      scale_init: Initializer of the scale's grid; ones by default.
-      bias_init: Initializer of the bias's grid; zeros by default.
+      scale_init, bias_init: Initializers of the grids; ones and zeros by default.
       precision: Dtypes.
 
     Returns:

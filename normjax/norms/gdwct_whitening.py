@@ -81,12 +81,7 @@ def whitening_penalty(
 
     Args:
       x: Floating array `(batch, *space, channels)`, the input of `gdwct`.
-      num_groups: Groups of features.
-      feature_axis: Channel axis.
-      epsilon: Non-negative number added to the diagonals.
-      mask: Broadcastable to `x` with size 1 on the features; zeros do not enter.
-      axis_name: Mapped axis over which the batch is sharded.
-      precision: Dtypes.
+      num_groups, feature_axis, epsilon, mask, axis_name, precision: As in `group_covariance`.
 
     Returns:
       A scalar.

@@ -101,14 +101,8 @@ def learned_region_norm(
 
     Args:
       kernel_size: Odd window of the three convolutions; 3 or 7 as published.
-      threshold: Least value of the map in the foreground, in [0, 1].
-      axis: Axes over which a region's statistics are pooled; `None` is all but the features, as released.
-      feature_axis: Channel axis.
-      epsilon: Non-negative number.
-      kernel_init: Initializer of the kernels; uniform within 1 / sqrt(fan in) by default.
-      bias_init: Initializer of the biases; zeros by default.
-      axis_name: Mapped axis over which the batch is sharded.
-      precision: Dtypes.
+      threshold, axis, feature_axis, epsilon, axis_name, precision: As in `learned_region_normalize`.
+      kernel_init, bias_init: Initializers; uniform within 1 / sqrt(fan in), and zeros, by default.
 
     Returns:
       The transform; its parameters are three convolutions, `{"mask", "scale", "bias"}`.

@@ -42,8 +42,7 @@ def region_normalize(
     Args:
       x: Floating array `(batch, *space, channels)`.
       region: `(batch or 1, *any space, 1)` of any dtype, nonzero in the foreground (the hole); resized to `x`.
-      scale: $\gamma$, stored around zero, `(2, channels)`: the background's row first; `None` for 0.
-      bias: $\beta$, likewise.
+      scale, bias: $\gamma$ and $\beta$, stored around zero, `(2, channels)`: the background's row first; `None` for 0.
       axis: Axes over which a region's statistics are pooled; `None` is all but the features, as released.
       feature_axis: Channel axis of `x` and of `region`; 1 for torch's `(N, C, H, W)`.
       epsilon: Non-negative number.
@@ -104,14 +103,8 @@ def region_norm(
     """Basic region normalization (RN-B) as a transform; reads `region=`, no state.
 
     Args:
-      axis: Axes over which a region's statistics are pooled; `None` is all but the features, as released; `(1, 2)`
-        takes each image by itself.
-      feature_axis: Channel axis of input and region.
-      epsilon: Non-negative number.
-      scale_init: Initializer of the scales; zeros by default, which stand for 1.
-      bias_init: Initializer of the biases; zeros by default.
-      axis_name: Mapped axis over which the pooled axes are sharded.
-      precision: Dtypes.
+      axis, feature_axis, epsilon, axis_name, precision: As in `region_normalize`; `axis=(1, 2)` for each image by itself.
+      scale_init, bias_init: Initializers; zeros by default.
 
     Returns:
       The transform; parameters `{"scale", "bias"}` of shape `(2, channels)`, the background's row first.

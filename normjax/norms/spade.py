@@ -119,8 +119,7 @@ def spade(
       activation: Function between them.
       use_style: Whether the context `style=`, `(batch, style)`, joins the label map.
       feature_axis: Channel axis of input and label map; the norm has its own.
-      kernel_init: Initializer of the kernels; uniform within 1 / sqrt(fan in) by default.
-      bias_init: Initializer of the biases; zeros by default.
+      kernel_init, bias_init: Initializers; uniform within 1 / sqrt(fan in), and zeros, by default.
       precision: Dtypes.
 
     Returns:
