@@ -43,7 +43,6 @@ from normjax.norms import derf as derf
 from normjax.norms import dynamic_erf as dynamic_erf
 from normjax.norms import dynamic_tanh as dynamic_tanh
 from normjax.norms import dyt as dyt
-from normjax.norms import estimate_statistics as estimate_statistics
 from normjax.norms import estimated_batch_norm as estimated_batch_norm
 from normjax.norms import evo_norm_b as evo_norm_b
 from normjax.norms import evo_norm_s as evo_norm_s

@@ -259,19 +259,20 @@ def _standardize(values, mask, count, spec: Standardization):
 @_standardize.defjvp
 def _standardize_jvp(spec: Standardization, primals, tangents):
     values, mask, count = primals
-    normalized, mean, second = _standardize(values, mask, count, spec)
+    centred, mean, second = _central(values, mask, count, spec)
     factor = _factor(second, mask, count, spec)
     dot = tangents[0]
     if spec.centre:
-        mean_dot, radial = means((dot, normalized * dot), mask, count, spec)
+        mean_dot, along = means((dot, centred * dot), mask, count, spec)
         rest = dot - mean_dot
     else:
-        (radial,) = means((normalized * dot,), mask, count, spec)
+        (along,) = means((centred * dot,), mask, count, spec)
         mean_dot, rest = jnp.zeros_like(mean), dot
+    # In terms of the centred value, which the backward pass recomputes from the input: the normalized one would be an
+    # array more to keep. The order of the factors keeps a vector of norm 1e-14 from overflowing.
     gain = tangent_gain(second, spec.epsilon, spec.epsilon_mode)
-    normalized_dot = factor * (rest - normalized * (gain * radial))
-    safe = jnp.where(factor > 0, factor, 1)
-    return (normalized, mean, second), (normalized_dot, mean_dot, 2 * radial / safe)
+    normalized_dot = factor * rest - centred * (factor * factor * (gain * (factor * along)))
+    return (centred * factor, mean, second), (normalized_dot, mean_dot, 2 * along)
 
 
 def _factor(second, mask, count, spec: Standardization):

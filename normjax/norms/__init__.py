@@ -32,7 +32,6 @@ from normjax.norms.derf import derf as derf
 from normjax.norms.derf import dynamic_erf as dynamic_erf
 from normjax.norms.dyt import dynamic_tanh as dynamic_tanh
 from normjax.norms.dyt import dyt as dyt
-from normjax.norms.estimated_batch_norm import estimate_statistics as estimate_statistics
 from normjax.norms.estimated_batch_norm import estimated_batch_norm as estimated_batch_norm
 from normjax.norms.evo_norm_b import evo_norm_b as evo_norm_b
 from normjax.norms.evo_norm_b import evo_normalize_b as evo_normalize_b
@@ -79,13 +78,11 @@ from normjax.norms.partial_rms_norm import partial_rms_normalize as partial_rms_
 from normjax.norms.point_norm import point_norm as point_norm
 from normjax.norms.point_norm import point_normalize as point_normalize
 from normjax.norms.power_norm import power_norm as power_norm
-from normjax.norms.prep_norm import prep_batch_norm as prep_batch_norm
+from normjax.norms.prep_batch_norm import prep_batch_norm as prep_batch_norm
 from normjax.norms.qk_norm import qk_norm as qk_norm
 from normjax.norms.qk_norm import qk_normalize as qk_normalize
 from normjax.norms.region_norm import region_norm as region_norm
 from normjax.norms.region_norm import region_normalize as region_normalize
-from normjax.norms.rep_norm import rep_batch_norm as rep_batch_norm
-from normjax.norms.prep_batch_norm import prep_batch_norm as prep_batch_norm
 from normjax.norms.rep_batch_norm import rep_batch_norm as rep_batch_norm
 from normjax.norms.rms_norm import rms_norm as rms_norm
 from normjax.norms.rms_norm import rms_normalize as rms_normalize
