@@ -62,7 +62,7 @@ def loss(model, **more):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("keywords", WEIGHT, ids=str)
+@pytest.mark.parametrize("keywords", WEIGHT, ids=lambda keywords: "+".join(keywords) or "defaults")
 def test_weight_norm_reads_linen_checkpoints(layer, keywords):
     theirs, own = both("WeightNorm", layer, keywords)
     x = LAYERS[layer][1]
