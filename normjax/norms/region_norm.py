@@ -103,7 +103,7 @@ def region_norm(
     """Basic region normalization (RN-B) as a transform; reads `region=`, no state.
 
     Args:
-      axis, feature_axis, epsilon, axis_name, precision: As in `region_normalize`; `axis=(1, 2)` for each image by itself.
+      axis, feature_axis, epsilon, axis_name, precision: As in `region_normalize`.
       scale_init, bias_init: Initializers; zeros by default.
 
     Returns:
