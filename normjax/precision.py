@@ -103,7 +103,12 @@ def inverse_root(moment: jax.Array, epsilon: float, mode: EpsilonMode = "inside"
 
     Returns:
       The factor, same shape and dtype as `moment`.
+
+    Raises:
+      ValueError: If the mode is unknown.
     """
+    if mode not in get_args(EpsilonMode):
+        raise ValueError(f"epsilon_mode={mode!r} is unknown; expected one of {get_args(EpsilonMode)}.")
     if mode == "inside":
         shifted = moment + jnp.asarray(epsilon, moment.dtype)
         positive = shifted > 0
