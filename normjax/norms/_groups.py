@@ -5,12 +5,7 @@ import jax.numpy as jnp
 
 
 def split_groups(
-    x: jax.Array,
-    mask: jax.Array | None,
-    axis: int,
-    *,
-    num_groups: int | None = None,
-    group_size: int | None = None,
+    x: jax.Array, mask: jax.Array | None, axis: int, *, num_groups: int | None = None, group_size: int | None = None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Reshapes `axis` of length C to (groups, C / groups); exactly one of the two counts is given.
 

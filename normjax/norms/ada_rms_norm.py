@@ -74,11 +74,7 @@ def ada_rms_normalize(
     scale_invariance="joint",
 )
 def ada_rms_norm(
-    *,
-    axis: int = -1,
-    epsilon: float = 1e-6,
-    kernel_init: Initializer | None = None,
-    precision: Precision = TORCH,
+    *, axis: int = -1, epsilon: float = 1e-6, kernel_init: Initializer | None = None, precision: Precision = TORCH
 ) -> NormTransform:
     """RMS normalization with a scale from a condition; parameters `{"kernel"}`, context `condition=`, no state.
 

@@ -20,13 +20,7 @@ from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, Moments, prepare, standardization, standardize, variance
 from normjax.norms._affine import Initializer, affine, default_init
-from normjax.norms._running_statistics import (
-    batch_axes,
-    initialize,
-    move,
-    normalize_with_statistics,
-    seen_features,
-)
+from normjax.norms._running_statistics import batch_axes, initialize, move, normalize_with_statistics, seen_features
 from normjax.precision import TORCH, Precision, statistics_dtype
 from normjax.transform import NormTransform
 

@@ -69,11 +69,7 @@ def crms_normalize(
 
 @method("Compressed RMS normalization", "Jiang et al. 2023", "2305.14858", "token", scale_invariance="joint")
 def crms_norm(
-    *,
-    axis: int = -1,
-    epsilon: float = 1e-5,
-    epsilon_mode: EpsilonMode = "inside",
-    precision: Precision = TORCH,
+    *, axis: int = -1, epsilon: float = 1e-5, epsilon_mode: EpsilonMode = "inside", precision: Precision = TORCH
 ) -> NormTransform:
     """CRMS normalization as a transform without parameters or state.
 

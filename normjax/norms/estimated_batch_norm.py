@@ -16,13 +16,7 @@ from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, compute_moments, prepare, variance
 from normjax.norms._affine import Initializer, default_init
-from normjax.norms._running_statistics import (
-    batch_axes,
-    initialize,
-    move,
-    normalize_with_statistics,
-    seen_features,
-)
+from normjax.norms._running_statistics import batch_axes, initialize, move, normalize_with_statistics, seen_features
 from normjax.precision import TORCH, Precision, promote, statistics_dtype
 from normjax.transform import NormTransform
 

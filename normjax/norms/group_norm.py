@@ -89,14 +89,7 @@ def group_normalize(
     return affine(normalized.reshape(x.shape), x, scale, bias, (feature,), precision)
 
 
-@method(
-    "Group normalization",
-    "Wu and He 2018",
-    "1803.08494",
-    "vision",
-    folds="affine",
-    scale_invariance="per group",
-)
+@method("Group normalization", "Wu and He 2018", "1803.08494", "vision", folds="affine", scale_invariance="per group")
 def group_norm(
     *,
     num_groups: int | None = 32,

@@ -66,12 +66,7 @@ def layer_normalize(
       Ba, Kiros and Hinton 2016, [Layer Normalization](https://arxiv.org/abs/1607.06450).
     """
     spec = standardization(
-        x,
-        axis,
-        epsilon=epsilon,
-        epsilon_mode=epsilon_mode,
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
+        x, axis, epsilon=epsilon, epsilon_mode=epsilon_mode, axis_name=axis_name, axis_index_groups=axis_index_groups
     )
     features = spec.axes if feature_axes is None else _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
     values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
@@ -80,12 +75,7 @@ def layer_normalize(
 
 
 @method(
-    "Layer normalization",
-    "Ba, Kiros and Hinton 2016",
-    "1607.06450",
-    "token",
-    folds="affine",
-    scale_invariance="joint",
+    "Layer normalization", "Ba, Kiros and Hinton 2016", "1607.06450", "token", folds="affine", scale_invariance="joint"
 )
 def layer_norm(
     *,

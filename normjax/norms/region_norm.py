@@ -83,12 +83,7 @@ def region_normalize(
 
 
 @method(
-    "Region normalization",
-    "Yu et al. 2020",
-    "1911.10375",
-    "vision",
-    context=("region",),
-    scale_invariance="per unit",
+    "Region normalization", "Yu et al. 2020", "1911.10375", "vision", context=("region",), scale_invariance="per unit"
 )
 def region_norm(
     *,
