@@ -17,8 +17,8 @@ from flax.nnx.nn import dtypes
 from normjax import norms
 from normjax._compat import flax_axes, flax_precision
 from normjax.linen._drop_in import channel_axes, group_reduction_axes
+from normjax.norms._groups import check_groups
 from normjax.norms._running_statistics import update_running
-from normjax.norms.group_norm import check_groups
 
 Axes = int | tuple[int, ...]
 Initializer = Any

@@ -32,6 +32,13 @@ def split_groups(
     return grouped, jnp.reshape(mask, (*full[:axis], *inner, *full[axis + 1 :]))
 
 
+def check_groups(x, feature: int, num_groups: int | None, group_size: int | None) -> int:
+    """Returns the number of groups, or raises `ValueError` if they do not cut the channels of `x` (or its struct)."""
+    struct = jax.ShapeDtypeStruct(tuple(x.shape), x.dtype)
+    sizes = {"num_groups": num_groups, "group_size": group_size}
+    return jax.eval_shape(lambda a: split_groups(a, None, feature, **sizes)[0], struct).shape[feature]
+
+
 def group_axes(axes: tuple[int, ...], axis: int) -> tuple[int, ...]:
     """Maps the canonical reduction `axes` (without the group index) to those of the grouped array."""
     return tuple(sorted({a if a < axis else a + 1 for a in axes} | {axis + 1}))

@@ -13,7 +13,7 @@ projection.
 """
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -78,8 +78,7 @@ def attention_temperature(
     Args:
       head_axis: The axis of heads of the queries or keys.
       initial: Temperature at the start.
-      maximum: Largest temperature.
-      clamp: `"graph"` or `"parameter"` (`learned_temperature`).
+      maximum, clamp: As in `learned_temperature`.
       power: Exponent of the temperature; 0.5 where queries and keys both have it.
       gain: A constant factor.
       precision: Dtypes.
@@ -106,25 +105,24 @@ def attention_temperature(
 
     def init_params(rng, x, **context):
         del rng, context
-        (a,) = _checks.canonical_axes((head_axis,), x.ndim, "head_axis")
-        return {"log_temperature": jnp.full((x.shape[a],), math.log(initial), precision.parameters)}
+        (head,) = _checks.canonical_axes((head_axis,), x.ndim, "head_axis")
+        return {"log_temperature": jnp.full((x.shape[head],), math.log(initial), precision.parameters)}
 
     def fn(params, x, *, mask, **context):
         del context
-        axes = _checks.canonical_axes((head_axis,), x.ndim, "head_axis")
+        (head,) = _checks.canonical_axes((head_axis,), x.ndim, "head_axis")
         _checks.check_input(x)
-        _checks.check_parameter("log_temperature", params["log_temperature"], x.shape, (x.shape[axes[0]],))
+        _checks.check_parameter("log_temperature", params["log_temperature"], x.shape, (x.shape[head],))
         values, _ = prepare(x, mask)
         stored = params["log_temperature"].astype(values.dtype)
         factor = gain * learned_temperature(stored, maximum=maximum, clamp=clamp) ** power
-        factor = _checks.broadcast_to_features(factor, axes, x.ndim)
+        factor = _checks.broadcast_to_features(factor, (head,), x.ndim)
         return scale_shift_cast(values, factor, None, x.dtype, precision)
 
     return stateless(fn, init_params)
 
 
 def _check_clamp(maximum: float, clamp: str) -> None:
-    if clamp not in get_args(Clamp):
-        raise ValueError(f"clamp={clamp!r} is unknown; expected one of {get_args(Clamp)}.")
+    _checks.check_choice("clamp", clamp, Clamp)
     if not maximum > 0:
         raise ValueError(f"expected maximum > 0, got maximum={maximum!r}.")

@@ -74,10 +74,7 @@ def crms_norm(
     """CRMS normalization as a transform without parameters or state.
 
     Args:
-      axis: The compressed axis.
-      epsilon: Non-negative number.
-      epsilon_mode: Where epsilon sits.
-      precision: Dtypes and cast order.
+      axis, epsilon, epsilon_mode, precision: As in `crms_normalize`.
 
     Returns:
       The transform.
