@@ -360,7 +360,7 @@ class BatchNorm(nnx.Module):
         scale, bias = _fit(scale, x, axes), _fit(bias, x, axes)
         if average:
             mean, var = _fit(mean, x, axes), _fit(var, x, axes)
-            keywords = {name: common[name] for name in ("epsilon", "precision")}
+            keywords = {name: common[name] for name in ("epsilon", "mask", "precision")}
             return norms.normalize_with_statistics(x, mean, var, scale, bias, feature_axes=axes, **keywords)
         y, moments = norms.batch_normalize(x, scale, bias, feature_axes=axes, **common)
         running = update_running({"mean": self.mean[...], "var": self.var[...]}, moments, self.momentum)

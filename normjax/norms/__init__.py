@@ -15,7 +15,6 @@ from normjax.norms.adain import adain_normalize as adain_normalize
 from normjax.norms.adaptive_balance_norm import adaptive_balance_norm as adaptive_balance_norm
 from normjax.norms.adaptive_balance_norm import adaptive_balance_normalize as adaptive_balance_normalize
 from normjax.norms.attention_temperature import attention_temperature as attention_temperature
-from normjax.norms.attention_temperature import learned_temperature as learned_temperature
 from normjax.norms.batch_channel_norm import batch_channel_norm as batch_channel_norm
 from normjax.norms.batch_norm import batch_norm as batch_norm
 from normjax.norms.batch_norm import batch_normalize as batch_normalize
@@ -82,7 +81,6 @@ from normjax.norms.qk_norm import qk_norm as qk_norm
 from normjax.norms.qk_norm import qk_normalize as qk_normalize
 from normjax.norms.region_norm import region_norm as region_norm
 from normjax.norms.region_norm import region_normalize as region_normalize
-from normjax.norms.relative_temperature import relative_temperature as relative_temperature
 from normjax.norms.rep_batch_norm import rep_batch_norm as rep_batch_norm
 from normjax.norms.rms_norm import rms_norm as rms_norm
 from normjax.norms.rms_norm import rms_normalize as rms_normalize
@@ -99,6 +97,8 @@ from normjax.norms.ssmax import ssmax_scale as ssmax_scale
 from normjax.norms.ssmax import visible_keys as visible_keys
 from normjax.norms.switch_norm import switch_norm as switch_norm
 from normjax.norms.switch_norm import switch_normalize as switch_normalize
+from normjax.norms.temperatures import learned_temperature as learned_temperature
+from normjax.norms.temperatures import relative_temperature as relative_temperature
 from normjax.norms.time_dependent_norm import time_dependent_layer_norm as time_dependent_layer_norm
 from normjax.norms.time_dependent_norm import time_dependent_rms_norm as time_dependent_rms_norm
 from normjax.norms.time_dependent_parameter import time_dependent_parameter as time_dependent_parameter

@@ -20,9 +20,9 @@ from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, Moments, prepare, standardization, standardize, variance
 from normjax.norms._affine import Initializer, affine
+from normjax.norms._axes import spatial_axes
 from normjax.norms._evo import init_evo, rms_minus_values, root, scale_shift, times_v
 from normjax.norms._running_statistics import update_running
-from normjax.norms.instance_norm import spatial_axes
 from normjax.precision import TORCH, Precision, statistics_dtype
 from normjax.transform import NormTransform
 

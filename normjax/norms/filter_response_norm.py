@@ -16,7 +16,7 @@ from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, prepare, standardization, standardize, variance
 from normjax.norms._affine import Initializer, affine, affine_inits, default_init, init_affine
-from normjax.norms.instance_norm import spatial_axes
+from normjax.norms._axes import spatial_axes
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
 from normjax.transform import NormTransform, stateless
 
