@@ -1,7 +1,7 @@
 """Argument checks shared by every norm: each error says what came, what was expected and the way out."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,12 @@ def check_count(name: str, value: int, least: int = 0) -> None:
         raise TypeError(f"expected an int for {name}, got {name}={value!r}.")
     if value < least:
         raise ValueError(f"expected {name} >= {least}, got {name}={value!r}.")
+
+
+def check_choice(name: str, value: Any, allowed: Any) -> None:
+    """Raises `ValueError` unless `value` is one of the names of the literal type `allowed`."""
+    if value not in get_args(allowed):
+        raise ValueError(f"{name}={value!r} is unknown; expected one of {get_args(allowed)}.")
 
 
 def check_mask(mask: Any, shape: Sequence[int]) -> None:

@@ -282,7 +282,7 @@ class BatchNorm(nn.Module):
         scale, bias = _affine(self, shape, self.use_bias)
         common = _common(self, x, mask, scale, bias)
         if average:
-            keywords = {name: common[name] for name in ("epsilon", "precision")}
+            keywords = {name: common[name] for name in ("epsilon", "mask", "precision")}
             return norms.normalize_with_statistics(x, mean.value, var.value, scale, bias, feature_axes=axes, **keywords)
         if self.is_initializing():
             # One example of a batch that vmap will map over may have no batch axis of its own yet.

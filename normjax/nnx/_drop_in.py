@@ -17,8 +17,8 @@ from flax.nnx.nn import dtypes
 from normjax import norms
 from normjax._compat import flax_axes, flax_precision
 from normjax.linen._drop_in import channel_axes, group_reduction_axes
+from normjax.norms._groups import check_groups
 from normjax.norms._running_statistics import update_running
-from normjax.norms.group_norm import check_groups
 
 Axes = int | tuple[int, ...]
 Initializer = Any
@@ -360,7 +360,7 @@ class BatchNorm(nnx.Module):
         scale, bias = _fit(scale, x, axes), _fit(bias, x, axes)
         if average:
             mean, var = _fit(mean, x, axes), _fit(var, x, axes)
-            keywords = {name: common[name] for name in ("epsilon", "precision")}
+            keywords = {name: common[name] for name in ("epsilon", "mask", "precision")}
             return norms.normalize_with_statistics(x, mean, var, scale, bias, feature_axes=axes, **keywords)
         y, moments = norms.batch_normalize(x, scale, bias, feature_axes=axes, **common)
         running = update_running({"mean": self.mean[...], "var": self.var[...]}, moments, self.momentum)

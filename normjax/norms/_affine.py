@@ -33,6 +33,31 @@ def default_init(initializer: Initializer | None, value: float) -> Initializer:
     return lambda rng, shape, dtype: jnp.full(shape, value, dtype)
 
 
+def affine_inits(
+    scale_init: Initializer | None,
+    bias_init: Initializer | None,
+    use_scale: bool = True,
+    use_bias: bool = True,
+    start: float = 1.0,
+) -> tuple[Initializer | None, Initializer | None]:
+    """Returns the initializers in use: `None` for a parameter that is not, by default `start` and 0."""
+    scale_init = default_init(scale_init, start) if use_scale else None
+    return scale_init, default_init(bias_init, 0.0) if use_bias else None
+
+
+def affine_params(
+    axes: _checks.Axes, name: str, precision: Precision, inits: tuple[Initializer | None, Initializer | None]
+) -> Callable[..., dict[str, jax.Array]]:
+    """Returns the `init_params` of a norm whose parameters are scale and bias on `axes` of the input, its `name=`."""
+
+    def init_params(rng, x, **context):
+        del context
+        shape = tuple(x.shape[a] for a in _checks.canonical_axes(axes, x.ndim, name))
+        return init_affine(rng, shape, precision, *inits)
+
+    return init_params
+
+
 def affine(
     normalized: jax.Array,
     x: jax.Array,

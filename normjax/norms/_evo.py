@@ -1,20 +1,12 @@
 """What both series of EvoNorm share: their parameters, and the roots that meet in the denominators."""
 
-from typing import Any, get_args
-
 import jax
 import jax.numpy as jnp
 
 from normjax import _checks
 from normjax.moments import Moments, prepare, variance
-from normjax.norms._affine import Initializer, affine, default_init, init_affine
+from normjax.norms._affine import Initializer, affine, affine_inits, init_affine
 from normjax.precision import Precision, inverse_root, statistics_dtype
-
-
-def check_variant(variant: str, allowed: Any) -> None:
-    """Raises `ValueError` unless `variant` is one of the names of the literal type `allowed`."""
-    if variant not in get_args(allowed):
-        raise ValueError(f"variant={variant!r} is unknown; expected one of {get_args(allowed)}.")
 
 
 def init_evo(
@@ -26,7 +18,7 @@ def init_evo(
     with_v: bool,
 ) -> dict[str, jax.Array]:
     """Creates `{"scale", "bias"}`, and `"v"` (ones) where the variant has it; all live on the channels."""
-    params = init_affine(rng, (channels,), precision, default_init(scale_init, 1.0), default_init(bias_init, 0.0))
+    params = init_affine(rng, (channels,), precision, *affine_inits(scale_init, bias_init))
     return params | ({"v": jnp.ones((channels,), precision.parameters)} if with_v else {})
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax.moments import AxisName, Standardization, count_valid, means, standardization, standardize, variance
-from normjax.norms.batch_norm import batch_axes
+from normjax.norms._axes import batch_axes
 
 
 def batch_spec(

@@ -5,12 +5,7 @@ import jax.numpy as jnp
 
 
 def split_groups(
-    x: jax.Array,
-    mask: jax.Array | None,
-    axis: int,
-    *,
-    num_groups: int | None = None,
-    group_size: int | None = None,
+    x: jax.Array, mask: jax.Array | None, axis: int, *, num_groups: int | None = None, group_size: int | None = None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Reshapes `axis` of length C to (groups, C / groups); exactly one of the two counts is given.
 
@@ -35,6 +30,13 @@ def split_groups(
     full = (1,) * (x.ndim - mask.ndim) + tuple(mask.shape)
     inner = (1, 1) if full[axis] == 1 else (groups, size // groups)
     return grouped, jnp.reshape(mask, (*full[:axis], *inner, *full[axis + 1 :]))
+
+
+def check_groups(x, feature: int, num_groups: int | None, group_size: int | None) -> int:
+    """Returns the number of groups, or raises `ValueError` if they do not cut the channels of `x` (or its struct)."""
+    struct = jax.ShapeDtypeStruct(tuple(x.shape), x.dtype)
+    sizes = {"num_groups": num_groups, "group_size": group_size}
+    return jax.eval_shape(lambda a: split_groups(a, None, feature, **sizes)[0], struct).shape[feature]
 
 
 def group_axes(axes: tuple[int, ...], axis: int) -> tuple[int, ...]:

@@ -98,12 +98,5 @@ def linear_init(rng: jax.Array | None, inputs: int, outputs: int, dtype: Any, na
     }
 
 
-def given(method: str, name: str, value: Any) -> Any:
-    """Returns a value of the context, or says that it is missing."""
-    if value is None:
-        raise ValueError(f"{method} reads {name}= from its context and got none; pass {name}= to init and to apply.")
-    return value
-
-
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return len(shape) == len(to) and all(size in (1, whole) for size, whole in zip(shape, to, strict=True))

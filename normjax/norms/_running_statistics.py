@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import AxisName, Moments, Standardization, across, variance
+from normjax.moments import AxisName, Moments, Standardization, across, prepare, variance
 from normjax.norms._affine import Initializer, affine, init_affine
+from normjax.norms._axes import batch_axes
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
 
 
@@ -21,6 +22,7 @@ def normalize_with_statistics(
     *,
     feature_axes: _checks.Axes = -1,
     epsilon: float = 1e-5,
+    mask: jax.Array | None = None,
     precision: Precision = TORCH,
 ) -> jax.Array:
     r"""Normalization with given statistics: $y = \gamma (x-\bar\mu)/\sqrt{\bar\sigma^2+\epsilon} + \beta$.
@@ -33,6 +35,7 @@ def normalize_with_statistics(
       bias: $\beta$, likewise, or `None` for 0.
       feature_axes: Axes on which the statistics and parameters live.
       epsilon: Non-negative number added to the variance.
+      mask: Broadcastable to `x`; what is not finite at its zeros is taken as 0, so that no gradient becomes NaN.
       precision: Dtypes and cast order.
 
     Returns:
@@ -40,7 +43,7 @@ def normalize_with_statistics(
 
     Raises:
       TypeError: If `x` is not floating.
-      ValueError: If a shape does not fit or epsilon is negative.
+      ValueError: If a shape or the mask does not fit, or epsilon is negative.
 
     Example:
       >>> import jax.numpy as jnp, normjax as nj
@@ -59,19 +62,8 @@ def normalize_with_statistics(
     _checks.check_parameter("mean", mean, x.shape, shape)
     _checks.check_parameter("var", var, x.shape, shape)
     mean, var = (_checks.broadcast_to_features(s.astype(dtype), features, x.ndim) for s in (mean, var))
-    normalized = (x.astype(dtype) - mean) * inverse_root(var, epsilon)
+    normalized = (prepare(x, mask, dtype)[0] - mean) * inverse_root(var, epsilon)
     return affine(normalized, x, scale, bias, features, precision)
-
-
-def batch_axes(ndim: int, features: tuple[int, ...], axis_name: AxisName = None) -> tuple[int, ...]:
-    """Returns the axes that batch normalization reduces: all that are not features, none if the batch is mapped."""
-    axes = _checks.other_axes(features, ndim)
-    if not axes and axis_name is None:
-        raise ValueError(
-            f"feature_axes={features} leave no axis of an input of rank {ndim} to take batch statistics over; "
-            "inside vmap, pass axis_name= to take them over the mapped axis."
-        )
-    return axes
 
 
 def initialize(

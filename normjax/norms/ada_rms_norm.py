@@ -14,7 +14,8 @@ from normjax import _checks
 from normjax._method import method
 from normjax.moments import prepare, standardization, standardize, variance
 from normjax.norms._affine import Initializer, default_init
-from normjax.norms._modulate import along_features, at_least, given, linear
+from normjax.norms._context import require
+from normjax.norms._modulate import along_features, at_least, linear
 from normjax.precision import TORCH, Precision, inverse_root, scale_shift_cast, statistics_dtype
 from normjax.transform import NormTransform, stateless
 
@@ -74,19 +75,13 @@ def ada_rms_normalize(
     scale_invariance="joint",
 )
 def ada_rms_norm(
-    *,
-    axis: int = -1,
-    epsilon: float = 1e-6,
-    kernel_init: Initializer | None = None,
-    precision: Precision = TORCH,
+    *, axis: int = -1, epsilon: float = 1e-6, kernel_init: Initializer | None = None, precision: Precision = TORCH
 ) -> NormTransform:
     """RMS normalization with a scale from a condition; parameters `{"kernel"}`, context `condition=`, no state.
 
     Args:
-      axis: The feature axis.
-      epsilon: Non-negative number.
+      axis, epsilon, precision: As in `ada_rms_normalize`.
       kernel_init: Initializer of the kernel `(condition features, features)`; zeros by default.
-      precision: Dtypes and cast order.
 
     Returns:
       The transform; its `condition=` has shape `(..., condition features)`.
@@ -106,18 +101,17 @@ def ada_rms_norm(
     """
     _checks.check_epsilon(epsilon)
     kernel_init = default_init(kernel_init, 0.0)
+    needed = "ada_rms_norm", "condition", "an array of shape (..., condition features)"
 
     def init_params(rng, x, condition=None, **context):
         del context
-        condition = given("ada_rms_norm", "condition", condition)
+        condition = require(condition, *needed)
         features = x.shape[_checks.canonical_axes(axis, x.ndim)[0]]
         return {"kernel": kernel_init(rng, (condition.shape[-1], features), precision.parameters)}
 
     def fn(params, x, *, mask, condition=None, **context):
         del context
-        condition = given("ada_rms_norm", "condition", condition)
-        return ada_rms_normalize(
-            x, condition, params["kernel"], axis=axis, epsilon=epsilon, mask=mask, precision=precision
-        )
+        options = {"axis": axis, "epsilon": epsilon, "mask": mask, "precision": precision}
+        return ada_rms_normalize(x, require(condition, *needed), params["kernel"], **options)
 
     return stateless(fn, init_params)

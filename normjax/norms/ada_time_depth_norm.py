@@ -8,7 +8,7 @@ linear layers are drawn as torch draws them. No state; scale invariance is that 
 """
 
 import functools
-import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,54 +16,12 @@ import numpy as np
 
 from normjax import _checks
 from normjax._method import method
-from normjax.norms._modulate import at_least, given, linear, linear_init
+from normjax.norms._context import require
+from normjax.norms._modulate import at_least, linear, linear_init
 from normjax.norms.ada_layer_norm import ada_layer_norm
+from normjax.norms.sinusoidal_embedding import sinusoidal_embedding
 from normjax.precision import TORCH, Precision, statistics_dtype
 from normjax.transform import NormTransform
-
-
-def sinusoidal_embedding(
-    positions: jax.Array,
-    features: int = 256,
-    *,
-    max_period: float = 10000.0,
-    flip_sin_to_cos: bool = True,
-    downscale_freq_shift: float = 0.0,
-) -> jax.Array:
-    r"""Cosines and sines of positions: frequencies $e^{-\ln(P)\,k / (n - d)}$ for $k < n$, half of the features each.
-
-    Args:
-      positions: Numbers of any shape: times, layer indices.
-      features: Even number of outputs, $2n$.
-      max_period: $P$.
-      flip_sin_to_cos: Whether cosines come first.
-      downscale_freq_shift: $d$; 1 makes the last frequency $1/P$.
-
-    Returns:
-      An array of shape `(*positions.shape, features)`, at least float32.
-
-    Raises:
-      ValueError: If `features` is odd or leaves no frequency.
-
-    Example:
-      >>> import jax.numpy as jnp, normjax as nj
-      >>> print(nj.sinusoidal_embedding(jnp.array([0.0, 1.0]), 4).round(3))
-      [[1.    1.    0.    0.   ]
-       [0.54  1.    0.841 0.01 ]]
-
-    References:
-      Vaswani et al. 2017, [Attention Is All You Need](https://arxiv.org/abs/1706.03762).
-    """
-    half = features // 2
-    if features % 2 or half <= downscale_freq_shift:
-        raise ValueError(f"expected an even number of features above {2 * downscale_freq_shift}, got {features}.")
-    positions = jnp.asarray(positions)
-    dtype = statistics_dtype(positions.dtype)
-    exponents = -math.log(max_period) * np.arange(half) / (half - downscale_freq_shift)
-    frequencies = jnp.expand_dims(jnp.asarray(np.exp(exponents), dtype), tuple(range(positions.ndim)))
-    angles = positions.astype(dtype)[..., None] * frequencies
-    parts = (jnp.cos(angles), jnp.sin(angles))
-    return jnp.concatenate(parts if flip_sin_to_cos else parts[::-1], axis=-1)
 
 
 @method(
@@ -94,9 +52,7 @@ def ada_time_depth_norm(
       feature_axis: Where the features of `x` are.
       embedding_features: Length of the sinusoidal embeddings.
       time_scale: Multiplies the time (in [0, 1]) before its embedding; the depth enters as it is.
-      max_period: Of the sinusoidal embeddings.
-      flip_sin_to_cos: Of the sinusoidal embeddings.
-      downscale_freq_shift: Of the sinusoidal embeddings.
+      max_period, flip_sin_to_cos, downscale_freq_shift: As in `sinusoidal_embedding`.
       precision: Dtype of the parameters.
 
     Returns:
@@ -117,15 +73,15 @@ def ada_time_depth_norm(
     """
     name = "ada_time_depth_norm"
     inside = ada_layer_norm(norm, feature_axis=feature_axis, precision=precision)
-    options = {
-        "max_period": max_period,
-        "flip_sin_to_cos": flip_sin_to_cos,
-        "downscale_freq_shift": downscale_freq_shift,
-    }
+    options: dict[str, Any] = {"max_period": max_period, "flip_sin_to_cos": flip_sin_to_cos}
+    options |= {"downscale_freq_shift": downscale_freq_shift}
+
+    def both(time, depth):
+        expected = "one number, or one for each sample"
+        return require(time, name, "time", expected), require(depth, name, "depth", expected)
 
     def init(rng, x, time=None, depth=None, **context):
-        given(name, "time", time)
-        given(name, "depth", depth)
+        both(time, depth)
         width = x.shape[_checks.canonical_axes(feature_axis, x.ndim, "feature_axis")[0]]
         rngs = (None,) * 6 if rng is None else jax.random.split(rng, 6)
         make = functools.partial(linear_init, dtype=precision.parameters, name=name)
@@ -143,7 +99,7 @@ def ada_time_depth_norm(
         return linear(jax.nn.silu(hidden), **params["out"], name="embedding")
 
     def apply(params, state, x, *, train, mask=None, time=None, depth=None, **context):
-        time, depth = at_least(given(name, "time", time), x), at_least(given(name, "depth", depth), x)
+        time, depth = (at_least(value, x) for value in both(time, depth))
         try:
             shape = np.broadcast_shapes(time.shape, depth.shape)
         except ValueError as error:

@@ -17,14 +17,9 @@ import jax.numpy as jnp
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, Moments, prepare, standardization, standardize, variance, weighted_central
-from normjax.norms._affine import Initializer, affine, default_init
-from normjax.norms._running_statistics import (
-    batch_axes,
-    initialize,
-    normalize_with_statistics,
-    seen_features,
-    update_running,
-)
+from normjax.norms._affine import Initializer, affine, affine_inits
+from normjax.norms._axes import batch_axes
+from normjax.norms._running_statistics import initialize, normalize_with_statistics, seen_features, update_running
 from normjax.norms._task_weights import task_weights
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
 from normjax.transform import NormTransform
@@ -136,14 +131,9 @@ def adaptive_balance_norm(
       num_tasks: Number of tasks; their weights start at 0.
       kappa: $\kappa$ in [0, 1].
       momentum: $1 - m$, the weight of the old running value for $\kappa = 1$.
-      renormalize: Whether the weights of the tasks in the batch are made to sum to 1.
-      feature_axes: Axes that keep their own statistics.
-      epsilon: Non-negative number added to the variance.
-      scale_init: Initializer of the scale; ones by default.
-      bias_init: Initializer of the bias; zeros by default.
-      axis_name: Mapped axis over which the batch is sharded.
-      axis_index_groups: Groups within that mapped axis.
-      precision: Dtypes and cast order.
+      renormalize, feature_axes, epsilon: As in `adaptive_balance_normalize`.
+      scale_init, bias_init: Initializers; ones and zeros by default.
+      axis_name, axis_index_groups, precision: As in `adaptive_balance_normalize`.
 
     Returns:
       The transform, with state `{"mean", "var", "eta" (0 before the first step), "current_task", "auxiliary_loss"}`.
@@ -167,12 +157,11 @@ def adaptive_balance_norm(
     _checks.check_epsilon(epsilon)
     for name, value in (("kappa", kappa), ("momentum", momentum)):
         _checks.check_fraction(name, value)
-    if num_tasks < 1:
-        raise ValueError(f"expected num_tasks >= 1, got num_tasks={num_tasks!r}.")
+    _checks.check_count("num_tasks", num_tasks, 1)
 
     def init(rng, x, **context):
         del context
-        inits = default_init(scale_init, 1.0), default_init(bias_init, 0.0)
+        inits = affine_inits(scale_init, bias_init)
         params, state = initialize(rng, x, feature_axes, axis_name, precision, *inits, {"mean": 0, "var": 1})
         state |= {name: jnp.zeros((), state["mean"].dtype) for name in ("eta", "auxiliary_loss")}
         params |= {"task_weight": jnp.zeros(num_tasks, precision.parameters)}
@@ -180,14 +169,14 @@ def adaptive_balance_norm(
 
     def apply(params, state, x, *, train, mask=None, task=None, current_task=0, **context):
         del context
-        affine = params["scale"], params["bias"]
-        common = {"feature_axes": feature_axes, "epsilon": epsilon, "precision": precision}
+        own = params["scale"], params["bias"]
+        common = {"feature_axes": feature_axes, "epsilon": epsilon, "mask": mask, "precision": precision}
         if not train:
-            return normalize_with_statistics(x, state["mean"], state["var"], *affine, **common), state
+            return normalize_with_statistics(x, state["mean"], state["var"], *own, **common), state
         current = jnp.maximum(state["current_task"], jnp.asarray(current_task, jnp.int32))
-        options = {"mask": mask, "axis_name": axis_name, "axis_index_groups": axis_index_groups} | common
+        common |= {"axis_name": axis_name, "axis_index_groups": axis_index_groups, "renormalize": renormalize}
         y, moments, current = adaptive_balance_normalize(
-            x, task, params["task_weight"], *affine, current_task=current, renormalize=renormalize, **options
+            x, task, params["task_weight"], *own, current_task=current, **common
         )
         seen, eta = seen_features(moments, state["mean"].shape), state["eta"]
         eta = jnp.where(eta > 0, eta / (eta + momentum**kappa), (1 - momentum) ** kappa)

@@ -6,60 +6,19 @@ Behind `l2_norm` on the queries it makes the logits $\tau \cos(q, k)$. DiMR give
 behind an RMS norm, $c = d^{-1/4}$ undoing the $\sqrt d$ of the norm and of the attention:
 `chain(rms_norm(use_scale=False), attention_temperature(head_axis=1, power=0.5, gain=d**-0.25, clamp="parameter"))`.
 
-Swin clamps in the graph: above the maximum the gradient is zero, and a parameter that got there stays. DiMR clamps the
-parameter itself before it uses it, so that its gradient never vanishes: `clamp="parameter"` has that value and
-gradient; for the same trajectory clamp the parameter after each update too. No state; the temperature folds into the
-projection.
+No state; the temperature folds into the projection.
 """
 
 import math
-from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import prepare
-from normjax.precision import TORCH, Precision, promote, scale_shift_cast
+from normjax.norms.temperatures import Clamp, check_clamp, learned_temperature
+from normjax.precision import TORCH, Precision, scale_shift_cast
 from normjax.transform import NormTransform, stateless
-
-Clamp = Literal["graph", "parameter"]
-
-
-def learned_temperature(log_temperature: jax.Array, *, maximum: float = 100.0, clamp: Clamp = "graph") -> jax.Array:
-    r"""The temperature $\exp(\min(s, \log \text{maximum}))$.
-
-    Args:
-      log_temperature: $s$, any shape.
-      maximum: Largest temperature; infinite for none.
-      clamp: `"graph"` has a zero gradient above the maximum, `"parameter"` that of a parameter moved to the maximum.
-
-    Returns:
-      The temperature, in at least float32, shaped like $s$.
-
-    Raises:
-      ValueError: If the maximum is not positive or the clamp is unknown.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, normjax as nj
-      >>> s = jnp.log(jnp.array([10.0, 1000.0]))
-      >>> [round(float(t), 3) for t in nj.learned_temperature(s)]
-      [10.0, 100.0]
-      >>> round(float(jax.grad(lambda s: nj.learned_temperature(s, clamp="parameter"))(s[1])), 3)
-      100.0
-
-    References:
-      Liu et al. 2021, [Swin Transformer V2](https://arxiv.org/abs/2111.09883).
-    """
-    _check_clamp(maximum, clamp)
-    wide = log_temperature.astype(promote(log_temperature.dtype, jnp.float32))
-    largest = jnp.asarray(math.log(maximum), wide.dtype)
-    # At the maximum itself torch's clamp passes the gradient, and jnp.minimum would halve it.
-    clamped = jnp.where(wide <= largest, wide, largest)
-    if clamp == "parameter":
-        clamped = wide + jax.lax.stop_gradient(clamped - wide)
-    return jnp.exp(clamped)
 
 
 @method("Cosine attention's temperature", "Liu et al. 2021", "2111.09883", "token", folds="all")
@@ -78,8 +37,7 @@ def attention_temperature(
     Args:
       head_axis: The axis of heads of the queries or keys.
       initial: Temperature at the start.
-      maximum: Largest temperature.
-      clamp: `"graph"` or `"parameter"` (`learned_temperature`).
+      maximum, clamp: As in `learned_temperature`.
       power: Exponent of the temperature; 0.5 where queries and keys both have it.
       gain: A constant factor.
       precision: Dtypes.
@@ -102,29 +60,22 @@ def attention_temperature(
     """
     if not 0 < initial <= maximum:
         raise ValueError(f"expected initial in (0, maximum={maximum!r}], got initial={initial!r}.")
-    _check_clamp(maximum, clamp)
+    check_clamp(maximum, clamp)
 
     def init_params(rng, x, **context):
         del rng, context
-        (a,) = _checks.canonical_axes((head_axis,), x.ndim, "head_axis")
-        return {"log_temperature": jnp.full((x.shape[a],), math.log(initial), precision.parameters)}
+        (head,) = _checks.canonical_axes((head_axis,), x.ndim, "head_axis")
+        return {"log_temperature": jnp.full((x.shape[head],), math.log(initial), precision.parameters)}
 
     def fn(params, x, *, mask, **context):
         del context
-        axes = _checks.canonical_axes((head_axis,), x.ndim, "head_axis")
+        (head,) = _checks.canonical_axes((head_axis,), x.ndim, "head_axis")
         _checks.check_input(x)
-        _checks.check_parameter("log_temperature", params["log_temperature"], x.shape, (x.shape[axes[0]],))
+        _checks.check_parameter("log_temperature", params["log_temperature"], x.shape, (x.shape[head],))
         values, _ = prepare(x, mask)
         stored = params["log_temperature"].astype(values.dtype)
         factor = gain * learned_temperature(stored, maximum=maximum, clamp=clamp) ** power
-        factor = _checks.broadcast_to_features(factor, axes, x.ndim)
+        factor = _checks.broadcast_to_features(factor, (head,), x.ndim)
         return scale_shift_cast(values, factor, None, x.dtype, precision)
 
     return stateless(fn, init_params)
-
-
-def _check_clamp(maximum: float, clamp: str) -> None:
-    if clamp not in get_args(Clamp):
-        raise ValueError(f"clamp={clamp!r} is unknown; expected one of {get_args(Clamp)}.")
-    if not maximum > 0:
-        raise ValueError(f"expected maximum > 0, got maximum={maximum!r}.")

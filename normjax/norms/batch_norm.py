@@ -15,14 +15,9 @@ import jax.numpy as jnp
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, Moments, prepare, standardization, standardize
-from normjax.norms._affine import Initializer, affine, default_init
-from normjax.norms._running_statistics import (
-    batch_axes,
-    initialize,
-    normalize_with_statistics,
-    running_statistics,
-    update_running,
-)
+from normjax.norms._affine import Initializer, affine, affine_inits
+from normjax.norms._axes import batch_axes
+from normjax.norms._running_statistics import initialize, normalize_with_statistics, running_statistics, update_running
 from normjax.precision import TORCH, Precision, statistics_dtype
 from normjax.transform import NormTransform
 
@@ -71,13 +66,8 @@ def batch_normalize(
       Ioffe and Szegedy 2015, [Batch Normalization](https://arxiv.org/abs/1502.03167).
     """
     features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
-    spec = standardization(
-        x,
-        batch_axes(x.ndim, features, axis_name),
-        epsilon=epsilon,
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
-    )
+    axes = batch_axes(x.ndim, features, axis_name)
+    spec = standardization(x, axes, epsilon=epsilon, axis_name=axis_name, axis_index_groups=axis_index_groups)
     values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
     normalized, moments = standardize(values, mask, spec)
     return affine(normalized, x, scale, bias, features, precision), moments
@@ -114,20 +104,15 @@ def batch_norm(
     value. A batch that is wholly masked out leaves the state as it was.
 
     Args:
-      feature_axes: Axes that keep their own statistics; all others are reduced.
+      feature_axes, epsilon, axis_name, axis_index_groups: As in `batch_normalize`.
       momentum: Weight of the old running value; `None` averages all batches equally (state gains `"count"`).
-      epsilon: Non-negative number added to the variance.
       unbiased: Whether the running variance is the unbiased one ($M_2/(n-1)$, torch); the batch is always
         normalized with the biased one.
       debias: Whether running values start at 0 and are divided by $1 - m^t$ when used, as Adam's moments are, so that
         early evaluation does not see the arbitrary start (0, 1). State gains `"count"`.
       frozen: Whether running statistics are used, and kept, in training too.
-      use_scale: Whether there is a scale.
-      use_bias: Whether there is a bias.
-      scale_init: Initializer of the scale; ones by default.
-      bias_init: Initializer of the bias; zeros by default.
-      axis_name: Mapped axis over which the batch is sharded; not used in `init`.
-      axis_index_groups: Groups within that mapped axis.
+      use_scale, use_bias: Whether there is a scale, and a bias.
+      scale_init, bias_init: Initializers; ones and zeros by default.
       precision: Dtypes and cast order. Running statistics are float32 or wider whatever it says.
 
     Returns:
@@ -153,36 +138,23 @@ def batch_norm(
     if momentum is not None:
         _checks.check_fraction("momentum", momentum)
     counted = debias or momentum is None
-    scale_init = default_init(scale_init, 1.0) if use_scale else None
-    bias_init = default_init(bias_init, 0.0) if use_bias else None
+    inits = affine_inits(scale_init, bias_init, use_scale, use_bias)
 
     def init(rng, x, **context):
         del context
         starts = {"mean": 0, "var": 0 if debias else 1}
-        params, state = initialize(rng, x, feature_axes, axis_name, precision, scale_init, bias_init, starts)
+        params, state = initialize(rng, x, feature_axes, axis_name, precision, *inits, starts)
         return params, state | ({"count": jnp.zeros((), jnp.int32)} if counted else {})
 
     def apply(params, state, x, *, train, mask=None, **context):
         del context
-        scale, bias = params.get("scale"), params.get("bias")
+        own = params.get("scale"), params.get("bias")
+        options = {"feature_axes": feature_axes, "epsilon": epsilon, "mask": mask, "precision": precision}
         if frozen or not train:
             mean, var = running_statistics(state, momentum if debias else None)
-            x = prepare(x, mask, x.dtype)[0]
-            y = normalize_with_statistics(
-                x, mean, var, scale, bias, feature_axes=feature_axes, epsilon=epsilon, precision=precision
-            )
-            return y, state
-        y, moments = batch_normalize(
-            x,
-            scale,
-            bias,
-            feature_axes=feature_axes,
-            epsilon=epsilon,
-            mask=mask,
-            axis_name=axis_name,
-            axis_index_groups=axis_index_groups,
-            precision=precision,
-        )
+            return normalize_with_statistics(x, mean, var, *own, **options), state
+        mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
+        y, moments = batch_normalize(x, *own, **options, **mapped)
         return y, update_running(state, moments, momentum, unbiased=unbiased)
 
     return NormTransform(init, apply)

@@ -19,14 +19,9 @@ import jax.numpy as jnp
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, Moments, prepare, standardization, standardize, variance
-from normjax.norms._affine import Initializer, affine, default_init
-from normjax.norms._running_statistics import (
-    batch_axes,
-    initialize,
-    move,
-    normalize_with_statistics,
-    seen_features,
-)
+from normjax.norms._affine import Initializer, affine, affine_inits
+from normjax.norms._axes import batch_axes
+from normjax.norms._running_statistics import initialize, move, normalize_with_statistics, seen_features
 from normjax.precision import TORCH, Precision, statistics_dtype
 from normjax.transform import NormTransform
 
@@ -135,13 +130,8 @@ def batch_renorm(
       d_max: Likewise; from 0 to 5 in the paper. With 1 and 0 this is batch normalization.
       momentum: Weight of the old value of the statistics for evaluation.
       renorm_momentum: Weight of the old value of those that correct.
-      feature_axes: Axes that keep their own statistics.
-      epsilon: Non-negative number added to the variance.
-      scale_init: Initializer of the scale; ones by default.
-      bias_init: Initializer of the bias; zeros by default.
-      axis_name: Mapped axis over which the batch is sharded.
-      axis_index_groups: Groups within that mapped axis.
-      precision: Dtypes and cast order.
+      feature_axes, epsilon, axis_name, axis_index_groups, precision: As in `batch_renormalize`.
+      scale_init, bias_init: Initializers; ones and zeros by default.
 
     Returns:
       The transform; `"var"` in its state is `stddev**2 - epsilon`, which evaluation and folding read.
@@ -168,22 +158,20 @@ def batch_renorm(
     def init(rng, x, **context):
         del context
         starts = {"mean": 0, "var": 1, "stddev": 1, "renorm_mean": 0, "renorm_stddev": 1}
-        inits = default_init(scale_init, 1.0), default_init(bias_init, 0.0)
+        inits = affine_inits(scale_init, bias_init)
         params, state = initialize(rng, x, feature_axes, axis_name, precision, *inits, starts)
         return params, state | ({"count": jnp.zeros((), jnp.int32)} if counted else {})
 
     def apply(params, state, x, *, train, mask=None, **context):
         del context
-        affine = params["scale"], params["bias"]
-        common = {"feature_axes": feature_axes, "epsilon": epsilon, "precision": precision}
+        own = params["scale"], params["bias"]
+        common = {"feature_axes": feature_axes, "epsilon": epsilon, "mask": mask, "precision": precision}
         if not train:
-            return normalize_with_statistics(x, state["mean"], state["var"], *affine, **common), state
+            return normalize_with_statistics(x, state["mean"], state["var"], *own, **common), state
         step = state["count"].astype(state["mean"].dtype) if counted else 0
         common |= {name: b(step) if callable(b) else b for name, b in bounds.items()}
         mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
-        y, moments = batch_renormalize(
-            x, state["renorm_mean"], state["renorm_stddev"], *affine, mask=mask, **common, **mapped
-        )
+        y, moments = batch_renormalize(x, state["renorm_mean"], state["renorm_stddev"], *own, **common, **mapped)
         moments = jax.lax.stop_gradient(moments)
         seen = seen_features(moments, state["mean"].shape)
         batch = {"mean": moments.mean, "stddev": jnp.sqrt(variance(moments) + epsilon)}

@@ -21,7 +21,7 @@ import jax
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import prepare
-from normjax.norms._affine import Initializer, default_init, init_affine
+from normjax.norms._affine import Initializer, affine_inits, init_affine
 from normjax.norms._context import require
 from normjax.norms._inner import apply_inner, check_transform
 from normjax.norms._modulate import modulate
@@ -92,7 +92,7 @@ def coordinate_modulation(
     sizes = (resolution,) if isinstance(resolution, int) else tuple(resolution)
     if not sizes or min(sizes) < 1:
         raise ValueError(f"expected at least one positive size of the grid, got resolution={resolution!r}.")
-    scale_init, bias_init = default_init(scale_init, 1.0), default_init(bias_init, 0.0)
+    inits = affine_inits(scale_init, bias_init)
 
     def checked(coordinates, x):
         wanted = f"positions in [0, 1] of shape (*leading axes of the input, {len(sizes)})"
@@ -112,7 +112,7 @@ def coordinate_modulation(
         rngs = (None, None) if rng is None else jax.random.split(rng)
         params, state = inner.init(rngs[0], x, **context)
         shape = (*sizes, x.shape[feature]) if per_channel else sizes
-        return {"norm": params, **init_affine(rngs[1], shape, precision, scale_init, bias_init)}, state
+        return {"norm": params, **init_affine(rngs[1], shape, precision, *inits)}, state
 
     def apply(params, state, x, *, train, mask=None, **context):
         coordinates, feature = checked(context.get("coordinates"), x)

@@ -69,19 +69,12 @@ def crms_normalize(
 
 @method("Compressed RMS normalization", "Jiang et al. 2023", "2305.14858", "token", scale_invariance="joint")
 def crms_norm(
-    *,
-    axis: int = -1,
-    epsilon: float = 1e-5,
-    epsilon_mode: EpsilonMode = "inside",
-    precision: Precision = TORCH,
+    *, axis: int = -1, epsilon: float = 1e-5, epsilon_mode: EpsilonMode = "inside", precision: Precision = TORCH
 ) -> NormTransform:
     """CRMS normalization as a transform without parameters or state.
 
     Args:
-      axis: The compressed axis.
-      epsilon: Non-negative number.
-      epsilon_mode: Where epsilon sits.
-      precision: Dtypes and cast order.
+      axis, epsilon, epsilon_mode, precision: As in `crms_normalize`.
 
     Returns:
       The transform.

@@ -35,8 +35,7 @@ def dynamic_tanh(
       scale: $\gamma$, of the shape of the feature axes, or `None` for 1.
       bias: $\beta$, likewise, or `None` for 0.
       feature_axes: Axes on which scale and bias live; 1 for the authors' `channels_last=False`.
-      mask: Broadcastable to `x`; what is not finite at its zeros is taken as 0.
-      precision: Dtypes; `Precision(statistics=x.dtype)` rounds each step as the authors' code does.
+      mask, precision: As in `point_normalize`; the authors' code is `Precision(statistics=x.dtype)`.
 
     Returns:
       The output, shaped like `x`.
@@ -74,12 +73,8 @@ def dyt(
     Args:
       alpha_init: Initial $\alpha$. The authors' LLaMA has no bias and starts attention norms higher than the others:
         0.8 and 0.2 at 7B, 0.6 and 0.15 at 13B, 0.2 and 0.05 at 34B and 70B.
-      feature_axes: Axes on which scale and bias live.
-      use_scale: Whether there is a scale.
-      use_bias: Whether there is a bias.
-      scale_init: Initializer of the scale; ones by default.
-      bias_init: Initializer of the bias; zeros by default.
-      precision: Dtypes.
+      use_scale, use_bias, scale_init, bias_init: As in `point_norm`.
+      feature_axes, precision: As in `dynamic_tanh`.
 
     Returns:
       The transform.

@@ -14,15 +14,10 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, compute_moments, prepare, variance
-from normjax.norms._affine import Initializer, default_init
-from normjax.norms._running_statistics import (
-    batch_axes,
-    initialize,
-    move,
-    normalize_with_statistics,
-    seen_features,
-)
+from normjax.moments import AxisName, compute_moments, variance
+from normjax.norms._affine import Initializer, affine_inits
+from normjax.norms._axes import batch_axes
+from normjax.norms._running_statistics import initialize, move, normalize_with_statistics, seen_features
 from normjax.precision import TORCH, Precision, promote, statistics_dtype
 from normjax.transform import NormTransform
 
@@ -52,13 +47,8 @@ def estimated_batch_norm(
     Args:
       moving_speed: $s$ at the start, an entry of the state. At the authors' 0 nothing moves until it is set: by
         replacing that entry, or by `apply(..., moving_speed=s)`, which stores it. They tie it to the learning rate.
-      feature_axes: Axes that keep their own statistics.
-      epsilon: Non-negative number added to the variance.
-      scale_init: Initializer of the scale; ones by default.
-      bias_init: Initializer of the bias; zeros by default.
-      axis_name: Mapped axis over which the batch is sharded.
-      axis_index_groups: Groups within that mapped axis.
-      precision: Dtypes and cast order.
+      feature_axes, epsilon, axis_name, axis_index_groups, precision: As in `batch_normalize`.
+      scale_init, bias_init: Initializers; ones and zeros by default.
 
     Returns:
       The transform, with state `{"mean", "var", "moving_speed"}`.
@@ -84,22 +74,19 @@ def estimated_batch_norm(
 
     def init(rng, x, **context):
         del context
-        inits = default_init(scale_init, 1.0), default_init(bias_init, 0.0)
-        starts = {"mean": 0, "var": 1}
-        params, state = initialize(rng, x, feature_axes, axis_name, precision, *inits, starts)
+        inits = affine_inits(scale_init, bias_init)
+        params, state = initialize(rng, x, feature_axes, axis_name, precision, *inits, {"mean": 0, "var": 1})
         return params, state | {"moving_speed": jnp.asarray(moving_speed, statistics_dtype(x.dtype))}
 
     def apply(params, state, x, *, train, mask=None, moving_speed=None, **context):
         del context
         moved = state
         if train:
-            # NaN behind the mask must not reach the gradient of the scale.
-            x = prepare(x, mask, x.dtype)[0]
             given = {} if moving_speed is None else {"moving_speed": jnp.asarray(moving_speed, state["mean"].dtype)}
             mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
             moved = _estimated(state | given, x, feature_axes=feature_axes, mask=mask, **mapped)
         affine = params["scale"], params["bias"]
-        common = {"feature_axes": feature_axes, "epsilon": epsilon, "precision": precision}
+        common = {"feature_axes": feature_axes, "epsilon": epsilon, "mask": mask, "precision": precision}
         y = normalize_with_statistics(x, moved["mean"], moved["var"], *affine, **common)
         return y, {name: value.astype(state[name].dtype) for name, value in moved.items()}
 

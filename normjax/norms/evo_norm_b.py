@@ -11,7 +11,7 @@ before B1 they are not. B2's root mean square minus x cancels where x is large; 
 Published trap: ports with the unbiased instance variance give NaN on 1x1 maps.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,9 @@ from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, Moments, prepare, standardization, standardize, variance
 from normjax.norms._affine import Initializer, affine
-from normjax.norms._evo import check_variant, init_evo, rms_minus_values, root, scale_shift, times_v
+from normjax.norms._axes import spatial_axes
+from normjax.norms._evo import init_evo, rms_minus_values, root, scale_shift, times_v
 from normjax.norms._running_statistics import update_running
-from normjax.norms.instance_norm import spatial_axes
 from normjax.precision import TORCH, Precision, statistics_dtype
 from normjax.transform import NormTransform
 
@@ -77,7 +77,7 @@ def evo_normalize_b(
     References:
       Liu et al. 2020, [Evolving Normalization-Activation Layers](https://arxiv.org/abs/2004.02967).
     """
-    check_variant(variant, Variant)
+    _checks.check_choice("variant", variant, Variant)
     (feature,) = _checks.canonical_axes(feature_axis, x.ndim, "feature_axis")
     instance = standardization(x, spatial_axes(x.ndim, feature, 0), epsilon=epsilon)
     values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
@@ -131,16 +131,12 @@ def evo_norm_b(
     The defaults are the authors' TensorFlow layer; timm's is `unbiased=True`, and `epsilon=1e-3` for B0.
 
     Args:
-      variant: Which denominator.
-      feature_axis: The channel axis.
+      variant, feature_axis, epsilon, axis_name, axis_index_groups: As in `evo_normalize_b`.
       momentum: Weight of the old running variance.
-      epsilon: Non-negative number.
       unbiased: Whether the running variance is the unbiased one.
       apply_activation: Whether there is a nonlinearity; without, scale and bias are all that is left, and no state.
       scale_init: Initializer of the scale; ones by default, zeros for the last norm of a residual branch.
       bias_init: Initializer of the bias; zeros by default.
-      axis_name: Mapped axis over which the batch is sharded; not used in `init`.
-      axis_index_groups: Groups within that mapped axis.
       precision: Dtypes and cast order. The running variance is float32 or wider whatever it says.
 
     Returns:
@@ -158,7 +154,7 @@ def evo_norm_b(
     References:
       Liu et al. 2020, [Evolving Normalization-Activation Layers](https://arxiv.org/abs/2004.02967).
     """
-    check_variant(variant, Variant)
+    _checks.check_choice("variant", variant, Variant)
     _checks.check_epsilon(epsilon)
     _checks.check_fraction("momentum", momentum)
 
@@ -171,24 +167,16 @@ def evo_norm_b(
         state = {"var": jnp.ones((x.shape[feature],), statistics_dtype(x.dtype))} if apply_activation else {}
         return params, state
 
+    options: dict[str, Any] = {"variant": variant, "feature_axis": feature_axis, "epsilon": epsilon}
+    options |= {"axis_name": axis_name, "axis_index_groups": axis_index_groups, "precision": precision}
+
     def apply(params, state, x, *, train, mask=None, **context):
         del context
         own = (params["scale"], params["bias"])
         if not apply_activation:
             return scale_shift(x, *own, feature_axis=feature_axis, mask=mask, precision=precision), state
-        y, moments = evo_normalize_b(
-            x,
-            *own,
-            params.get("v"),
-            variant=variant,
-            var=None if train else state["var"],
-            feature_axis=feature_axis,
-            epsilon=epsilon,
-            mask=mask,
-            axis_name=axis_name,
-            axis_index_groups=axis_index_groups,
-            precision=precision,
-        )
+        var = None if train else state["var"]
+        y, moments = evo_normalize_b(x, *own, params.get("v"), var=var, mask=mask, **options)
         return y, update_running(state, moments, momentum, unbiased=unbiased) if train else state
 
     return NormTransform(init, apply)

@@ -9,7 +9,7 @@ centred. Without the nonlinearity an affine map is left; timm's variants S0a, S1
 state. The sigmoid sees x itself, so that weights before it are not scale-invariant; only $\gamma$ and $\beta$ fold.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -17,9 +17,8 @@ from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, prepare, standardization, standardize, variance
 from normjax.norms._affine import Initializer, affine
-from normjax.norms._evo import check_variant, init_evo, times_v
-from normjax.norms._groups import group_axes, split_groups
-from normjax.norms.group_norm import check_groups
+from normjax.norms._evo import init_evo, times_v
+from normjax.norms._groups import check_groups, group_axes, split_groups
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
 from normjax.transform import NormTransform, stateless
 
@@ -75,7 +74,7 @@ def evo_normalize_s(
     References:
       Liu et al. 2020, [Evolving Normalization-Activation Layers](https://arxiv.org/abs/2004.02967).
     """
-    check_variant(variant, Variant)
+    _checks.check_choice("variant", variant, Variant)
     (feature,) = _checks.canonical_axes(feature_axis, x.ndim, "feature_axis")
     values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
     grouped, grouped_mask = split_groups(values, mask, feature, num_groups=num_groups, group_size=group_size)
@@ -115,13 +114,11 @@ def evo_norm_s(
       num_groups: Number of groups; `None` if `group_size` is given.
       group_size: Channels per group; `None` if `num_groups` is given.
       fit_groups: Whether to lower `num_groups` until it divides the channels, instead of raising.
-      feature_axis: The channel axis.
       epsilon: Non-negative number; `None` is 1e-5, and timm's 1e-3 for the variants on `a`.
       apply_activation: Whether there is a nonlinearity; without, S0, S1 and S2 are scale and bias alone.
       scale_init: Initializer of the scale; ones by default, zeros for the last norm of a residual branch.
       bias_init: Initializer of the bias; zeros by default.
-      axis_name: Mapped axis over which the spatial axes are sharded; not used in `init`.
-      precision: Dtypes and cast order.
+      feature_axis, axis_name, precision: As in `evo_normalize_s`.
 
     Returns:
       The transform.
@@ -139,7 +136,7 @@ def evo_norm_s(
     References:
       Liu et al. 2020, [Evolving Normalization-Activation Layers](https://arxiv.org/abs/2004.02967).
     """
-    check_variant(variant, Variant)
+    _checks.check_choice("variant", variant, Variant)
     eps = (1e-3 if variant.endswith("a") else 1e-5) if epsilon is None else epsilon
     _checks.check_epsilon(eps)
     if fit_groups and (num_groups is None or num_groups < 1):
@@ -158,22 +155,12 @@ def evo_norm_s(
         with_v = apply_activation and variant.startswith("S0")
         return init_evo(rng, x.shape[feature], precision, scale_init, bias_init, with_v)
 
+    options: dict[str, Any] = {"variant": variant, "group_size": group_size, "feature_axis": feature_axis}
+    options |= {"epsilon": eps, "apply_activation": apply_activation, "axis_name": axis_name, "precision": precision}
+
     def fn(params, x, *, mask, **context):
         del context
-        return evo_normalize_s(
-            x,
-            params["scale"],
-            params["bias"],
-            params.get("v"),
-            variant=variant,
-            num_groups=fitted(x),
-            group_size=group_size,
-            feature_axis=feature_axis,
-            epsilon=eps,
-            apply_activation=apply_activation,
-            mask=mask,
-            axis_name=axis_name,
-            precision=precision,
-        )
+        own = params["scale"], params["bias"], params.get("v")
+        return evo_normalize_s(x, *own, num_groups=fitted(x), mask=mask, **options)
 
     return stateless(fn, init_params)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, prepare, standardization, standardize, variance
-from normjax.norms._affine import Initializer, affine, default_init, init_affine
-from normjax.norms.instance_norm import spatial_axes
+from normjax.norms._affine import Initializer, affine, affine_inits, default_init, init_affine
+from normjax.norms._axes import spatial_axes
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
 from normjax.transform import NormTransform, stateless
 
@@ -104,16 +104,12 @@ def filter_response_norm(
     """Filter response normalization as a transform; parameters `{"scale", "bias", "tau"}`, no state.
 
     Args:
-      feature_axis: The channel axis.
-      epsilon: Non-negative number.
+      feature_axis, epsilon, axis_name, precision: As in `filter_response_normalize`.
       learn_epsilon: Whether the absolute value of a learned `"epsilon"` is added to it, for 1x1 maps.
       use_threshold: Whether there is a threshold; without, another activation may follow in a `chain`.
-      scale_init: Initializer of the scale; ones by default.
-      bias_init: Initializer of the bias; zeros by default.
+      scale_init, bias_init: Initializers; ones and zeros by default.
       tau_init: Initializer of the threshold; zeros by default, with which it starts as a ReLU.
       epsilon_init: Initializer of the learned epsilon; 1e-4 by default.
-      axis_name: Mapped axis over which the spatial axes are sharded; not used in `init`.
-      precision: Dtypes and cast order.
 
     Returns:
       The transform.
@@ -131,7 +127,7 @@ def filter_response_norm(
       Singh and Krishnan 2020, [Filter Response Normalization Layer](https://arxiv.org/abs/1911.09737).
     """
     _checks.check_epsilon(epsilon)
-    scale_init, bias_init = default_init(scale_init, 1.0), default_init(bias_init, 0.0)
+    inits = affine_inits(scale_init, bias_init)
     further = {"tau": default_init(tau_init, 0.0)} if use_threshold else {}
     further |= {"epsilon": default_init(epsilon_init, 1e-4)} if learn_epsilon else {}
 
@@ -141,21 +137,15 @@ def filter_response_norm(
         spatial_axes(x.ndim, feature, 0, axis_name)
         shape = (x.shape[feature],)
         rngs = [None] * 3 if rng is None else jax.random.split(rng, 3)
-        params = init_affine(rngs[0], shape, precision, scale_init, bias_init)
+        params = init_affine(rngs[0], shape, precision, *inits)
         for (name, init), key in zip(further.items(), rngs[1:], strict=False):
             params[name] = init(key, shape, precision.parameters)
         return params
 
     def fn(params, x, *, mask, **context):
         del context
-        return filter_response_normalize(
-            x,
-            *(params.get(name) for name in ("scale", "bias", "tau", "epsilon")),
-            feature_axis=feature_axis,
-            epsilon=epsilon,
-            mask=mask,
-            axis_name=axis_name,
-            precision=precision,
-        )
+        own = (params.get(name) for name in ("scale", "bias", "tau", "epsilon"))
+        options = {"feature_axis": feature_axis, "epsilon": epsilon, "axis_name": axis_name, "precision": precision}
+        return filter_response_normalize(x, *own, mask=mask, **options)
 
     return stateless(fn, init_params)

@@ -15,13 +15,15 @@ No state. Weights that feed $x$ are jointly scale-invariant up to epsilon (per g
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import prepare
-from normjax.norms._affine import Initializer, affine, default_init, init_affine
+from normjax.norms._affine import Initializer, affine, affine_inits, affine_params
+from normjax.norms._context import require
 from normjax.norms.rms_norm import rms_normalize
 from normjax.precision import TORCH, Precision, output_dtype, statistics_dtype
 from normjax.transform import NormTransform, stateless
@@ -115,14 +117,9 @@ def gated_rms_norm(
     """Gated RMS normalization as a transform; parameters `{"scale"}`, context `gate=`, no state.
 
     Args:
-      gate_first: Whether the gate multiplies before the mean square is taken.
-      activation: Applied to the gate in at least float32.
-      group_size: Features per contiguous group; `None` is one group.
-      axis: The axis of the features.
-      epsilon: Non-negative number inside the root.
+      gate_first, activation, group_size, axis, epsilon, precision: As in `gated_rms_normalize`.
       use_scale: Whether there is a scale.
       scale_init: Initializer of the scale; ones by default.
-      precision: Dtypes and cast order.
 
     Returns:
       The transform; its `apply` raises `ValueError` without `gate=`.
@@ -142,28 +139,13 @@ def gated_rms_norm(
       Dao and Gu 2024, [Transformers are SSMs](https://arxiv.org/abs/2405.21060).
     """
     _checks.check_epsilon(epsilon)
-    scale_init = default_init(scale_init, 1.0) if use_scale else None
-
-    def init_params(rng, x, **context):
-        del context
-        (a,) = _checks.canonical_axes((axis,), x.ndim)
-        return init_affine(rng, (x.shape[a],), precision, scale_init, None)
+    options: dict[str, Any] = {"gate_first": gate_first, "activation": activation, "group_size": group_size}
+    options |= {"axis": axis, "epsilon": epsilon, "precision": precision}
 
     def fn(params, x, *, mask, gate=None, **context):
         del context
-        if gate is None:
-            raise ValueError("gated_rms_norm needs the context gate=, an array shaped like x; got none.")
-        return gated_rms_normalize(
-            x,
-            gate,
-            params.get("scale"),
-            gate_first=gate_first,
-            activation=activation,
-            group_size=group_size,
-            axis=axis,
-            epsilon=epsilon,
-            mask=mask,
-            precision=precision,
-        )
+        gate = require(gate, "gated_rms_norm", "gate", "an array shaped like x")
+        return gated_rms_normalize(x, gate, params.get("scale"), mask=mask, **options)
 
-    return stateless(fn, init_params)
+    inits = affine_inits(scale_init, None, use_scale, use_bias=False)
+    return stateless(fn, affine_params((axis,), "axis", precision, inits))

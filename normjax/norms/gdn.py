@@ -41,7 +41,7 @@ def gdn_normalize(
       x: Floating array.
       beta: $\beta > 0$, of shape `(C,)`.
       gamma: $\gamma \ge 0$, of shape `(C, C)`: row i is what normalizes feature i.
-      feature_axis: The axis of length C.
+      feature_axis: The axis of length C; 1 for torch's images.
       inverse: Whether to multiply instead of dividing (IGDN).
       absolute: Whether the sum is of magnitudes, without the root (GDN1).
       mask: Broadcastable to `x`; zeros do not enter the sums.
@@ -93,9 +93,7 @@ def gdn(
     r"""Generalized divisive normalization; parameters `{"beta", "gamma"}` in their stored form, no state.
 
     Args:
-      feature_axis: Where the features are; 1 for torch's images.
-      inverse: Whether to multiply instead of dividing (IGDN).
-      absolute: Whether the sum is of magnitudes, without the root (GDN1).
+      feature_axis, inverse, absolute: As in `gdn_normalize`.
       beta_min: Lower bound of $\beta$, positive.
       beta_init: Initializer of $\beta$ itself; ones by default.
       gamma_init: Initializer of $\gamma$ itself, or a number times the identity.

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName
 from normjax.norms._affine import Initializer
@@ -101,10 +102,8 @@ def gdwct(
       hidden: Width of the four hidden layers of the perceptron that makes the matrices; that of the shift has two
         hidden layers as wide as the features.
       alpha: Initial weight of the coloured features.
-      feature_axis: Channel axis.
       kernel_init: Initializer of the kernels; uniform within 1 / sqrt(fan in) by default.
-      axis_name: Mapped axis over which the batch is sharded.
-      precision: Dtypes.
+      feature_axis, axis_name, precision: As in `gdwct_normalize`.
 
     Returns:
       The transform; parameters `{"alpha", "coloring", "shift"}`, the latter two perceptrons.
@@ -125,7 +124,7 @@ def gdwct(
 
     def checked(style, x):
         style = require(style, "gdwct", "style", "codes of shape (batch, channels)")
-        channels = x.shape[feature_axis]
+        channels = x.shape[_checks.canonical_axes(feature_axis, x.ndim, "feature_axis")[0]]
         if num_groups < 1 or channels % num_groups:
             raise ValueError(f"num_groups={num_groups} does not divide the {channels} channels of {x.shape}.")
         if len(style.shape) != 2 or style.shape[0] not in (1, x.shape[0]) or style.shape[1] != channels:

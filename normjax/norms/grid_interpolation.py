@@ -1,7 +1,7 @@
 """Linear interpolation in small grids of parameters, as coordinate-aware modulation reads its scale and shift."""
 
 import itertools
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +37,12 @@ def interpolate_grid(grid: jax.Array, coordinates: jax.Array, *, padding: Paddin
       Lee et al. 2024, [Coordinate-Aware Modulation for Neural Fields](https://arxiv.org/abs/2311.14993).
     """
     _checks.check_input(coordinates)
+    _checks.check_choice("padding", padding, Padding)
     axes = coordinates.shape[-1]
-    if padding not in get_args(Padding) or not 1 <= axes <= grid.ndim:
+    if not 1 <= axes <= grid.ndim:
         raise ValueError(
-            f"expected padding in {get_args(Padding)} and 1 to {grid.ndim} coordinates for a grid of shape "
-            f"{grid.shape}; got padding={padding!r} and coordinates of shape {coordinates.shape}."
+            f"expected 1 to {grid.ndim} coordinates on the last axis for a grid of shape {grid.shape}, got coordinates "
+            f"of shape {coordinates.shape}."
         )
     dtype = promote(grid.dtype, coordinates.dtype)
     ends = [_ends(coordinates[..., a].astype(dtype), grid.shape[a], padding) for a in range(axes)]

@@ -6,13 +6,15 @@ One group is layer normalization over all axes, as many groups as channels is in
 Weights that feed it are scale-invariant group by group, up to epsilon.
 """
 
+from typing import Any
+
 import jax
 
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, prepare, standardization, standardize
-from normjax.norms._affine import Initializer, affine, default_init, init_affine
-from normjax.norms._groups import group_axes, split_groups
+from normjax.norms._affine import Initializer, affine, affine_inits, init_affine
+from normjax.norms._groups import check_groups, group_axes, split_groups
 from normjax.precision import TORCH, EpsilonMode, Precision, statistics_dtype
 from normjax.transform import NormTransform, stateless
 
@@ -74,14 +76,9 @@ def group_normalize(
     if mask is not None:
         _checks.check_mask(mask, x.shape)
     grouped, mask = split_groups(x, mask, feature, num_groups=num_groups, group_size=group_size)
-    spec = standardization(
-        grouped,
-        group_axes(tuple(a for a in reduced if a != feature), feature),
-        epsilon=epsilon,
-        epsilon_mode=epsilon_mode,
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
-    )
+    axes = group_axes(tuple(a for a in reduced if a != feature), feature)
+    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
+    spec = standardization(grouped, axes, epsilon=epsilon, epsilon_mode=epsilon_mode, **mapped)
     values, mask = prepare(grouped, mask, statistics_dtype(x.dtype, precision))
     normalized, _ = standardize(values, mask, spec)
     if per_group:
@@ -89,14 +86,7 @@ def group_normalize(
     return affine(normalized.reshape(x.shape), x, scale, bias, (feature,), precision)
 
 
-@method(
-    "Group normalization",
-    "Wu and He 2018",
-    "1803.08494",
-    "vision",
-    folds="affine",
-    scale_invariance="per group",
-)
+@method("Group normalization", "Wu and He 2018", "1803.08494", "vision", folds="affine", scale_invariance="per group")
 def group_norm(
     *,
     num_groups: int | None = 32,
@@ -119,18 +109,10 @@ def group_norm(
     Args:
       num_groups: Number of groups; `None` if `group_size` is given.
       group_size: Channels per group; `None` if `num_groups` is given.
-      feature_axis: The channel axis.
-      axis: Reduced axes besides the channels of a group; `None` means every axis but the first.
-      epsilon: Non-negative number added to the variance.
-      epsilon_mode: Where epsilon sits.
-      per_group: Whether scale and bias are one per group instead of one per channel.
-      use_scale: Whether there is a scale.
-      use_bias: Whether there is a bias.
-      scale_init: Initializer of the scale; ones by default.
-      bias_init: Initializer of the bias; zeros by default.
-      axis_name: Mapped axis over which the reduced axes are sharded.
-      axis_index_groups: Groups within that mapped axis.
-      precision: Dtypes and cast order.
+      feature_axis, axis, epsilon, epsilon_mode, per_group: As in `group_normalize`.
+      use_scale, use_bias: Whether there is a scale, and a bias.
+      scale_init, bias_init: Initializers; ones and zeros by default.
+      axis_name, axis_index_groups, precision: As in `group_normalize`.
 
     Returns:
       The transform.
@@ -149,39 +131,19 @@ def group_norm(
       Wu and He 2018, [Group Normalization](https://arxiv.org/abs/1803.08494).
     """
     _checks.check_epsilon(epsilon)
-    scale_init = default_init(scale_init, 1.0) if use_scale else None
-    bias_init = default_init(bias_init, 0.0) if use_bias else None
+    inits = affine_inits(scale_init, bias_init, use_scale, use_bias)
+    options: dict[str, Any] = {"num_groups": num_groups, "group_size": group_size, "feature_axis": feature_axis}
+    options |= {"axis": axis, "epsilon": epsilon, "epsilon_mode": epsilon_mode, "per_group": per_group}
+    options |= {"axis_name": axis_name, "axis_index_groups": axis_index_groups, "precision": precision}
 
     def init_params(rng, x, **context):
         del context
         (feature,) = _checks.canonical_axes(feature_axis, x.ndim, "feature_axis")
         groups = check_groups(x, feature, num_groups, group_size)
-        return init_affine(rng, (groups if per_group else x.shape[feature],), precision, scale_init, bias_init)
+        return init_affine(rng, (groups if per_group else x.shape[feature],), precision, *inits)
 
     def fn(params, x, *, mask, **context):
         del context
-        return group_normalize(
-            x,
-            params.get("scale"),
-            params.get("bias"),
-            num_groups=num_groups,
-            group_size=group_size,
-            feature_axis=feature_axis,
-            axis=axis,
-            epsilon=epsilon,
-            epsilon_mode=epsilon_mode,
-            per_group=per_group,
-            mask=mask,
-            axis_name=axis_name,
-            axis_index_groups=axis_index_groups,
-            precision=precision,
-        )
+        return group_normalize(x, params.get("scale"), params.get("bias"), mask=mask, **options)
 
     return stateless(fn, init_params)
-
-
-def check_groups(x, feature: int, num_groups: int | None, group_size: int | None) -> int:
-    """Returns the number of groups, or raises `ValueError` if they do not cut the channels of `x` (or its struct)."""
-    struct = jax.ShapeDtypeStruct(tuple(x.shape), x.dtype)
-    sizes = {"num_groups": num_groups, "group_size": group_size}
-    return jax.eval_shape(lambda a: split_groups(a, None, feature, **sizes)[0], struct).shape[feature]

@@ -15,7 +15,7 @@ import jax
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import prepare
-from normjax.norms._affine import Initializer, default_init, init_affine
+from normjax.norms._affine import Initializer, affine_inits, affine_params
 from normjax.norms.rms_norm import rms_normalize
 from normjax.precision import TORCH, EpsilonMode, Precision, offset_scale, promote, statistics_dtype
 from normjax.transform import NormTransform, stateless
@@ -80,12 +80,9 @@ def input_scaled_rms_norm(
     """Input-scaled RMS normalization as a transform; parameters `{"scale"}`, no state.
 
     Args:
-      axis: The axis of the features.
-      epsilon: Non-negative number.
-      epsilon_mode: Where epsilon sits.
+      axis, epsilon, epsilon_mode, precision: As in `input_scaled_rms_normalize`.
       scale_offset: Added to the scale; the scale then starts at `1 - scale_offset`.
       scale_init: Initializer of the scale, `f(rng, shape, dtype)`.
-      precision: Dtypes and cast order of the normalization.
 
     Returns:
       The transform.
@@ -100,13 +97,10 @@ def input_scaled_rms_norm(
       [0. 0. 0.]
     """
     _checks.check_epsilon(epsilon)
-    scale_init = default_init(scale_init, 1.0 - scale_offset)
-
-    def init_params(rng, x, **context):
-        del context
-        (a,) = _checks.canonical_axes((axis,), x.ndim)
-        return init_affine(rng, (x.shape[a],), precision, scale_init, None)
-
+    inits = affine_inits(scale_init, None, use_bias=False, start=1.0 - scale_offset)
     normalize = functools.partial(input_scaled_rms_normalize, axis=axis, epsilon=epsilon, epsilon_mode=epsilon_mode)
     normalize = functools.partial(normalize, scale_offset=scale_offset, precision=precision)
-    return stateless(lambda params, x, *, mask, **context: normalize(x, params["scale"], mask=mask), init_params)
+    return stateless(
+        lambda params, x, *, mask, **context: normalize(x, params["scale"], mask=mask),
+        affine_params((axis,), "axis", precision, inits),
+    )

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, Moments, prepare, standardization, standardize
-from normjax.norms._affine import Initializer, affine, default_init, init_affine
+from normjax.norms._affine import Initializer, affine, affine_inits, init_affine
+from normjax.norms._axes import spatial_axes
 from normjax.norms._running_statistics import normalize_with_statistics, update_averaged
 from normjax.precision import TORCH, EpsilonMode, Precision, statistics_dtype
 from normjax.transform import NormTransform
@@ -93,21 +94,6 @@ def _normalize(
     return affine(normalized, x, scale, bias, features, precision), moments
 
 
-def spatial_axes(
-    ndim: int, feature_axes: _checks.Axes, batch_axes: _checks.Axes, axis_name: AxisName = None
-) -> tuple[int, ...]:
-    """Returns the axes of a rank-`ndim` array that are neither features nor batch; none if they are all mapped."""
-    features = _checks.canonical_axes(feature_axes, ndim, "feature_axes")
-    batch = _checks.canonical_axes(batch_axes, ndim, "batch_axes")
-    spatial = _checks.other_axes((*features, *batch), ndim)
-    if set(features) & set(batch) or not (spatial or axis_name is not None):
-        raise ValueError(
-            f"feature_axes={feature_axes!r} and batch_axes={batch_axes!r} must be disjoint and leave at least one "
-            f"axis of an input of rank {ndim} to normalize over."
-        )
-    return spatial
-
-
 @method(
     "Instance normalization",
     "Ulyanov et al. 2016",
@@ -140,19 +126,12 @@ def instance_norm(
     unbiased variances.
 
     Args:
-      feature_axes: Channel axes, on which scale and bias live.
-      batch_axes: Axes of separate examples.
-      epsilon: Non-negative number added to the variance.
-      epsilon_mode: Where epsilon sits.
-      use_scale: Whether there is a scale.
-      use_bias: Whether there is a bias.
-      scale_init: Initializer of the scale; ones by default.
-      bias_init: Initializer of the bias; zeros by default.
+      feature_axes, batch_axes, epsilon, epsilon_mode: As in `instance_normalize`.
+      use_scale, use_bias: Whether there is a scale, and a bias.
+      scale_init, bias_init: Initializers; ones and zeros by default.
       track_running: Whether to keep running statistics, state `{"mean", "var"}`, and to evaluate with them.
       momentum: Weight of their old value.
-      axis_name: Mapped axis over which the spatial axes are sharded.
-      axis_index_groups: Groups within that mapped axis.
-      precision: Dtypes and cast order.
+      axis_name, axis_index_groups, precision: As in `instance_normalize`.
 
     Returns:
       The transform.
@@ -171,8 +150,7 @@ def instance_norm(
     """
     _checks.check_epsilon(epsilon)
     _checks.check_fraction("momentum", momentum)
-    scale_init = default_init(scale_init, 1.0) if use_scale else None
-    bias_init = default_init(bias_init, 0.0) if use_bias else None
+    inits = affine_inits(scale_init, bias_init, use_scale, use_bias)
 
     def init(rng, x, **context):
         del context
@@ -180,18 +158,16 @@ def instance_norm(
         spatial_axes(x.ndim, feature_axes, batch_axes, axis_name)
         shape, dtype = tuple(x.shape[a] for a in features), statistics_dtype(x.dtype)
         state = {"mean": jnp.zeros(shape, dtype), "var": jnp.ones(shape, dtype)} if track_running else {}
-        return init_affine(rng, shape, precision, scale_init, bias_init), state
+        return init_affine(rng, shape, precision, *inits), state
 
     def apply(params, state, x, *, train, mask=None, **context):
         del context
-        scale, bias = params.get("scale"), params.get("bias")
-        common = {"feature_axes": feature_axes, "epsilon": epsilon, "precision": precision}
+        own = params.get("scale"), params.get("bias")
+        common = {"feature_axes": feature_axes, "epsilon": epsilon, "mask": mask, "precision": precision}
         if track_running and not train:
-            return normalize_with_statistics(x, state["mean"], state["var"], scale, bias, **common), state
-        options = {"batch_axes": batch_axes, "epsilon_mode": epsilon_mode, "mask": mask}
-        y, moments = _normalize(
-            x, scale, bias, axis_name=axis_name, axis_index_groups=axis_index_groups, **common, **options
-        )
+            return normalize_with_statistics(x, state["mean"], state["var"], *own, **common), state
+        mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
+        y, moments = _normalize(x, *own, batch_axes=batch_axes, epsilon_mode=epsilon_mode, **common, **mapped)
         if not track_running:
             return y, state
         return y, update_averaged(state, moments, _checks.canonical_axes(batch_axes, x.ndim, "batch_axes"), momentum)

@@ -89,12 +89,7 @@ def l2_norm(
     """L2 normalization as a transform without parameters or state; with a learned scalar it is `scale_norm`.
 
     Args:
-      axis: Axes over which the norm is taken.
-      epsilon: Non-negative number; 0 for none.
-      epsilon_mode: `"clamp"` of the norm, `"inside"` the root or `"outside"` of it.
-      axis_name: Mapped axis over which the normalized axes are sharded.
-      axis_index_groups: Groups within that mapped axis.
-      precision: Dtypes and cast order.
+      axis, epsilon, epsilon_mode, axis_name, axis_index_groups, precision: As in `l2_normalize`.
 
     Returns:
       The transform.

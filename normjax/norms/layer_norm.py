@@ -7,12 +7,14 @@ Statistics are taken over `axis` and are different for every other position; the
 axes. No state. Weights that feed it are scale-invariant up to epsilon.
 """
 
+from typing import Any
+
 import jax
 
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, prepare, standardization, standardize
-from normjax.norms._affine import Initializer, affine, default_init, init_affine
+from normjax.norms._affine import Initializer, affine, affine_inits, affine_params
 from normjax.precision import TORCH, EpsilonMode, Precision, statistics_dtype
 from normjax.transform import NormTransform, stateless
 
@@ -66,12 +68,7 @@ def layer_normalize(
       Ba, Kiros and Hinton 2016, [Layer Normalization](https://arxiv.org/abs/1607.06450).
     """
     spec = standardization(
-        x,
-        axis,
-        epsilon=epsilon,
-        epsilon_mode=epsilon_mode,
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
+        x, axis, epsilon=epsilon, epsilon_mode=epsilon_mode, axis_name=axis_name, axis_index_groups=axis_index_groups
     )
     features = spec.axes if feature_axes is None else _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
     values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
@@ -80,12 +77,7 @@ def layer_normalize(
 
 
 @method(
-    "Layer normalization",
-    "Ba, Kiros and Hinton 2016",
-    "1607.06450",
-    "token",
-    folds="affine",
-    scale_invariance="joint",
+    "Layer normalization", "Ba, Kiros and Hinton 2016", "1607.06450", "token", folds="affine", scale_invariance="joint"
 )
 def layer_norm(
     *,
@@ -105,18 +97,11 @@ def layer_norm(
     """Layer normalization as a transform; parameters `{"scale", "bias"}`, no state.
 
     Args:
-      axis: Axes over which the statistics are taken.
-      feature_axes: Axes on which scale and bias live; `None` means `axis`.
-      epsilon: Non-negative number added to the variance.
-      epsilon_mode: Where epsilon sits.
-      use_scale: Whether there is a scale.
-      use_bias: Whether there is a bias.
+      axis, feature_axes, epsilon, epsilon_mode: As in `layer_normalize`.
+      use_scale, use_bias: Whether there is a scale, and a bias.
       scale_offset: Added to the scale; the scale then starts at `1 - scale_offset`.
-      scale_init: Initializer of the scale, `f(rng, shape, dtype)`.
-      bias_init: Initializer of the bias; zeros by default.
-      axis_name: Mapped axis over which the normalized axes are sharded.
-      axis_index_groups: Groups within that mapped axis.
-      precision: Dtypes and cast order.
+      scale_init, bias_init: Initializers, `f(rng, shape, dtype)`; the bias starts at 0.
+      axis_name, axis_index_groups, precision: As in `layer_normalize`.
 
     Returns:
       The transform.
@@ -134,30 +119,14 @@ def layer_norm(
       Ba, Kiros and Hinton 2016, [Layer Normalization](https://arxiv.org/abs/1607.06450).
     """
     _checks.check_epsilon(epsilon)
-    scale_init = default_init(scale_init, 1.0 - scale_offset) if use_scale else None
-    bias_init = default_init(bias_init, 0.0) if use_bias else None
-
-    def init_params(rng, x, **context):
-        del context
-        named = axis if feature_axes is None else feature_axes
-        features = _checks.canonical_axes(named, x.ndim, "axis" if feature_axes is None else "feature_axes")
-        return init_affine(rng, tuple(x.shape[a] for a in features), precision, scale_init, bias_init)
+    inits = affine_inits(scale_init, bias_init, use_scale, use_bias, 1.0 - scale_offset)
+    options: dict[str, Any] = {"axis": axis, "feature_axes": feature_axes, "scale_offset": scale_offset}
+    options |= {"epsilon": epsilon, "epsilon_mode": epsilon_mode, "precision": precision}
+    options |= {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
 
     def fn(params, x, *, mask, **context):
         del context
-        return layer_normalize(
-            x,
-            params.get("scale"),
-            params.get("bias"),
-            axis=axis,
-            feature_axes=feature_axes,
-            epsilon=epsilon,
-            epsilon_mode=epsilon_mode,
-            scale_offset=scale_offset,
-            mask=mask,
-            axis_name=axis_name,
-            axis_index_groups=axis_index_groups,
-            precision=precision,
-        )
+        return layer_normalize(x, params.get("scale"), params.get("bias"), mask=mask, **options)
 
-    return stateless(fn, init_params)
+    axes, name = (axis, "axis") if feature_axes is None else (feature_axes, "feature_axes")
+    return stateless(fn, affine_params(axes, name, precision, inits))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
+from normjax.norms._context import require
 from normjax.norms.l2_norm import l2_normalize
 from normjax.norms.ngpt_norm import base_scale_of, ngpt_scale
 from normjax.precision import TORCH, Precision, promote, statistics_dtype
@@ -78,10 +79,8 @@ def ngpt_interpolation(
     r"""The residual of nGPT as a transform of the stream; parameters `{"alpha"}`, context `update=`, no state.
 
     Args:
-      axis: The axis of the features.
-      initial: $\alpha$ in use at the start.
-      base_scale: Value stored at the start; `None` is $1/\sqrt{\text{features}}$.
-      precision: Dtypes.
+      axis, precision: As in `ngpt_interpolate`.
+      initial, base_scale: Of $\alpha$, as in `ngpt_scale`.
 
     Returns:
       The transform; its `apply` raises `ValueError` without `update=`.
@@ -110,8 +109,7 @@ def ngpt_interpolation(
 
     def fn(params, x, *, mask, update=None, **context):
         del context
-        if update is None:
-            raise ValueError("ngpt_interpolation needs the context update=, the block's output; got none.")
+        update = require(update, "ngpt_interpolation", "update", "the block's output")
         stored = params["alpha"].astype(promote(params["alpha"].dtype, x.dtype))
         alpha = ngpt_scale(stored, initial=initial, base_scale=base_scale)
         return ngpt_interpolate(x, update, alpha, axis=axis, mask=mask, precision=precision)

@@ -47,9 +47,8 @@ def ngpt_scale(stored: jax.Array, *, initial: float, base_scale: float | None = 
     References:
       Loshchilov et al. 2024, [nGPT](https://arxiv.org/abs/2410.01131).
     """
-    base = base_scale_of(base_scale, stored.size)
     wide = stored.astype(promote(stored.dtype, jnp.float32))
-    return wide * (initial / base)
+    return wide * (initial / base_scale_of(base_scale, stored.size))
 
 
 @method(
@@ -73,8 +72,7 @@ def ngpt_norm(
     Args:
       axis: The axis of the norm, that of a head's features.
       feature_axes: Axes of the scale, e.g. `(-2, -1)` for heads and their features; `None` means `axis`.
-      initial: Value in use at the start.
-      base_scale: Value stored at the start; `None` is $1/\sqrt{\text{size}}$ of the scale.
+      initial, base_scale: As in `ngpt_scale`.
       precision: Dtypes and cast order.
 
     Returns:
@@ -94,11 +92,11 @@ def ngpt_norm(
       Loshchilov et al. 2024, [nGPT](https://arxiv.org/abs/2410.01131).
     """
     base_scale_of(base_scale, 1)
-    named = axis if feature_axes is None else feature_axes
+    axes, name = (axis, "axis") if feature_axes is None else (feature_axes, "feature_axes")
 
     def init_params(rng, x, **context):
         del context
-        shape = tuple(x.shape[a] for a in _checks.canonical_axes(named, x.ndim, "feature_axes"))
+        shape = tuple(x.shape[a] for a in _checks.canonical_axes(axes, x.ndim, name))
         stored = default_init(None, base_scale_of(base_scale, math.prod(shape)))
         return init_affine(rng, shape, precision, stored, None)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import prepare, raw_means, standardization
-from normjax.norms._affine import Initializer, affine, default_init, init_affine, multiplied
+from normjax.norms._affine import Initializer, affine, affine_inits, affine_params, multiplied
 from normjax.precision import TORCH, EpsilonMode, Precision, inverse_root, statistics_dtype
 from normjax.transform import NormTransform, stateless
 
@@ -100,15 +100,9 @@ def partial_rms_norm(
     """Partial RMS normalization as a transform; parameters `{"scale"}` (and `"bias"` if asked for), no state.
 
     Args:
-      fraction: Share of the features, the first ones, that the statistic is taken over.
-      axis: The axis of the features.
-      epsilon: Non-negative number.
-      epsilon_mode: Where epsilon sits.
-      use_scale: Whether there is a scale.
-      use_bias: Whether there is a bias.
-      scale_init: Initializer of the scale; ones by default.
-      bias_init: Initializer of the bias; zeros by default.
-      precision: Dtypes and cast order.
+      fraction, axis, epsilon, epsilon_mode, precision: As in `partial_rms_normalize`.
+      use_scale, use_bias: Whether there is a scale, and a bias.
+      scale_init, bias_init: Initializers; ones and zeros by default.
 
     Returns:
       The transform.
@@ -128,14 +122,7 @@ def partial_rms_norm(
     _checks.check_epsilon(epsilon)
     if not 0 < fraction <= 1:
         raise ValueError(f"expected fraction in (0, 1], got fraction={fraction!r}.")
-    scale_init = default_init(scale_init, 1.0) if use_scale else None
-    bias_init = default_init(bias_init, 0.0) if use_bias else None
-
-    def init_params(rng, x, **context):
-        del context
-        (a,) = _checks.canonical_axes((axis,), x.ndim)
-        return init_affine(rng, (x.shape[a],), precision, scale_init, bias_init)
-
+    inits = affine_inits(scale_init, bias_init, use_scale, use_bias)
     normalize = functools.partial(partial_rms_normalize, fraction=fraction, axis=axis, precision=precision)
 
     def fn(params, x, *, mask, **context):
@@ -143,4 +130,4 @@ def partial_rms_norm(
         scale, bias = params.get("scale"), params.get("bias")
         return normalize(x, scale, bias, epsilon=epsilon, epsilon_mode=epsilon_mode, mask=mask)
 
-    return stateless(fn, init_params)
+    return stateless(fn, affine_params((axis,), "axis", precision, inits))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import prepare
-from normjax.norms._affine import Initializer, affine, default_init, init_affine
+from normjax.norms._affine import Initializer, affine, affine_inits, init_affine
 from normjax.precision import TORCH, Precision, promote, statistics_dtype
 from normjax.transform import NormTransform, stateless
 
@@ -112,15 +112,10 @@ def point_norm(
 
     Args:
       function: $f$, e.g. `nj.point_functions.arctan`.
-      alpha_init: Initial $\alpha$, a learned scalar.
-      shift_init: Initial $s$, a learned scalar.
-      feature_axes: Axes on which scale and bias live.
-      use_shift: Whether there is a shift.
-      use_scale: Whether there is a scale.
-      use_bias: Whether there is a bias.
-      scale_init: Initializer of the scale; ones by default.
-      bias_init: Initializer of the bias; zeros by default.
-      precision: Dtypes.
+      alpha_init, shift_init: Initial $\alpha$ and $s$, learned scalars.
+      feature_axes, precision: As in `point_normalize`.
+      use_shift, use_scale, use_bias: Whether there is a shift, a scale, and a bias.
+      scale_init, bias_init: Initializers; ones and zeros by default.
 
     Returns:
       The transform.
@@ -138,14 +133,13 @@ def point_norm(
       Chen et al. 2025, [Stronger Normalization-Free Transformers](https://arxiv.org/abs/2512.10938).
     """
     _check_function(function)
-    scale_init = default_init(scale_init, 1.0) if use_scale else None
-    bias_init = default_init(bias_init, 0.0) if use_bias else None
+    inits = affine_inits(scale_init, bias_init, use_scale, use_bias)
     numbers = {"alpha": alpha_init} | ({"shift": shift_init} if use_shift else {})
 
     def init_params(rng, x, **context):
         del context
         features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
-        params = init_affine(rng, tuple(x.shape[a] for a in features), precision, scale_init, bias_init)
+        params = init_affine(rng, tuple(x.shape[a] for a in features), precision, *inits)
         return {name: jnp.full((), value, precision.parameters) for name, value in numbers.items()} | params
 
     def fn(params, x, *, mask, **context):

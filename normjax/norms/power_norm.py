@@ -25,7 +25,7 @@ from normjax import _checks
 from normjax._method import method
 from normjax.backward_state import OVERWRITE_WITH_GRADIENT, keep_in_backward, require_written, write_in_backward
 from normjax.moments import AxisName, prepare
-from normjax.norms._affine import Initializer, affine, default_init, init_affine
+from normjax.norms._affine import Initializer, affine, affine_inits, init_affine
 from normjax.norms._gradient_statistics import backward_set, batch_spec, gradient_means, keep_unseen, mean_square
 from normjax.norms.rms_norm import rms_normalize
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
@@ -107,10 +107,8 @@ def power_norm(
       stable: Whether $(1-\alpha_b)\langle z^2\rangle$ is clipped to 1, without which $\nu$ can diverge.
       mask_backward: Whether the backward pass leaves out what the mask does; `False` is published.
       frozen: Whether running statistics are used, and all state kept, in training too.
-      use_scale: Whether there is a scale.
-      use_bias: Whether there is a bias.
-      scale_init: Initializer of the scale; ones by default.
-      bias_init: Initializer of the bias; zeros by default.
+      use_scale, use_bias: Whether there is a scale, and a bias.
+      scale_init, bias_init: Initializers; ones and zeros by default.
       axis_name: Mapped axis over which the batch is sharded; forward and backward means are merged by counts.
       axis_index_groups: Groups within that mapped axis.
       precision: Dtypes and cast order. State is float32 or wider whatever it says.
@@ -136,8 +134,7 @@ def power_norm(
     _checks.check_fraction("momentum", momentum)
     _checks.check_fraction("backward_momentum", backward_momentum)
     _checks.check_count("warmup", warmup)
-    scale_init = default_init(scale_init, 1.0) if use_scale else None
-    bias_init = default_init(bias_init, 0.0) if use_bias else None
+    inits = affine_inits(scale_init, bias_init, use_scale, use_bias)
 
     def init(rng, x, **context):
         del context
@@ -145,7 +142,7 @@ def power_norm(
         shape, dtype = tuple(x.shape[a] for a in features), statistics_dtype(x.dtype)
         if num_groups is not None:
             _group_size(shape, num_groups)
-        params = init_affine(rng, shape, precision, scale_init, bias_init)
+        params = init_affine(rng, shape, precision, *inits)
         state = {"var": jnp.ones(shape, dtype), "count": jnp.zeros((), jnp.int32)}
         return {**params, OVERWRITE_WITH_GRADIENT: {"ema_gz": jnp.zeros(shape, dtype)}}, state
 

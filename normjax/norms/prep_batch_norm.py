@@ -58,9 +58,7 @@ def prep_batch_norm(
         state gains `"num_step"`. A step whose mask is empty is not a call.
       token_norm: The norm that is left behind; `None` is `layer_norm(axis=feature_axes, epsilon=1e-5)`.
       pass_masked: As in `rep_batch_norm`; the token norm then does not see the mask either, as in the authors' LLaMA.
-      feature_axes: Axes that keep their own batch statistics.
-      axis_name: Mapped axis over which the batch is sharded.
-      axis_index_groups: Groups within that mapped axis.
+      feature_axes, axis_name, axis_index_groups: As in `batch_norm`.
       **options: The other arguments of `rep_batch_norm`.
 
     Returns:
@@ -81,13 +79,9 @@ def prep_batch_norm(
       Guo et al. 2024, [SLAB: Efficient Transformers with Simplified Linear Attention and Progressive
       Re-parameterized Batch Normalization](https://arxiv.org/abs/2405.11582).
     """
-    for name, value, least in (
-        ("total_steps", total_steps, 1),
-        ("warmup_steps", warmup_steps, 0),
-        ("ticks_every", ticks_every, 1),
-    ):
-        if value < least:
-            raise ValueError(f"expected {name} >= {least}, got {name}={value!r}.")
+    _checks.check_count("total_steps", total_steps, 1)
+    _checks.check_count("warmup_steps", warmup_steps)
+    _checks.check_count("ticks_every", ticks_every, 1)
     _checks.check_fraction("initial_weight", initial_weight)
     mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
     token = layer_norm(axis=feature_axes, epsilon=1e-5) if token_norm is None else token_norm

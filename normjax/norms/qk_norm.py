@@ -18,10 +18,11 @@ A constant query temperature, such as Muse Spark's 5.473, belongs into the scale
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 
+from normjax import _checks
 from normjax._method import method
 from normjax.transform import NormTransform
 
@@ -69,7 +70,7 @@ def qk_normalize(
     References:
       Henry et al. 2020, [Query-Key Normalization for Transformers](https://arxiv.org/abs/2010.04245).
     """
-    _check_order(order)
+    _checks.check_choice("order", order, RotationOrder)
     if value is not None and v is None:
         raise ValueError("qk_normalize got a norm of values, value=, but no values v.")
     rotations = rotate if isinstance(rotate, tuple) else (rotate, rotate)
@@ -123,7 +124,7 @@ def qk_norm(
     References:
       Henry et al. 2020, [Query-Key Normalization for Transformers](https://arxiv.org/abs/2010.04245).
     """
-    _check_order(order)
+    _checks.check_choice("order", order, RotationOrder)
     members = {"query": query, "key": query if key is None else key} | ({} if value is None else {"value": value})
 
     def init(rng, x, **context):
@@ -161,11 +162,6 @@ def _composed(functions: tuple[Function | None, ...]) -> Function:
         return array
 
     return composed
-
-
-def _check_order(order: str) -> None:
-    if order not in get_args(RotationOrder):
-        raise ValueError(f"order={order!r} is unknown; expected one of {get_args(RotationOrder)}.")
 
 
 def _check_inputs(x: Any, value: NormTransform | None) -> None:

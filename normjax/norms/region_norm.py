@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName
-from normjax.norms._affine import Initializer, default_init, init_affine
+from normjax.norms._affine import Initializer, affine_inits, init_affine
 from normjax.norms._context import check_condition, require
 from normjax.norms._modulate import modulate
 from normjax.norms._regions import standardize_regions
@@ -83,12 +83,7 @@ def region_normalize(
 
 
 @method(
-    "Region normalization",
-    "Yu et al. 2020",
-    "1911.10375",
-    "vision",
-    context=("region",),
-    scale_invariance="per unit",
+    "Region normalization", "Yu et al. 2020", "1911.10375", "vision", context=("region",), scale_invariance="per unit"
 )
 def region_norm(
     *,
@@ -123,12 +118,12 @@ def region_norm(
       Yu et al. 2020, [Region Normalization for Image Inpainting](https://arxiv.org/abs/1911.10375).
     """
     _checks.check_epsilon(epsilon)
-    scale_init, bias_init = default_init(scale_init, 0.0), default_init(bias_init, 0.0)
+    inits = affine_inits(scale_init, bias_init, start=0.0)
 
     def init_params(rng, x, **context):
         del context
         (feature,) = _checks.canonical_axes(feature_axis, x.ndim, "feature_axis")
-        return init_affine(rng, (2, x.shape[feature]), precision, scale_init, bias_init)
+        return init_affine(rng, (2, x.shape[feature]), precision, *inits)
 
     def fn(params, x, *, mask, region=None, **context):
         del context

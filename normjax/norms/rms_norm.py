@@ -9,12 +9,14 @@ an L2 norm, NanoChat's QK-norm and Gemma 4's norm of values; Qwen4 takes a mean 
 state. Weights that feed it are scale-invariant up to epsilon.
 """
 
+from typing import Any
+
 import jax
 
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, prepare, standardization, standardize, variance
-from normjax.norms._affine import Initializer, affine, default_init, init_affine, multiplied
+from normjax.norms._affine import Initializer, affine, affine_inits, affine_params, multiplied
 from normjax.norms._groups import group_axes, split_groups
 from normjax.precision import TORCH, EpsilonMode, Precision, inverse_root, statistics_dtype
 from normjax.transform import NormTransform, stateless
@@ -79,15 +81,8 @@ def rms_normalize(
             _checks.check_mask(mask, x.shape)
         grouped, grouped_mask = split_groups(x, mask, axes[0], group_size=group_size)
         axes = group_axes(axes, axes[0])
-    spec = standardization(
-        grouped,
-        axes,
-        epsilon=epsilon,
-        epsilon_mode=epsilon_mode,
-        centre=False,
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
-    )
+    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
+    spec = standardization(grouped, axes, epsilon=epsilon, epsilon_mode=epsilon_mode, centre=False, **mapped)
     values, grouped_mask = prepare(grouped, grouped_mask, statistics_dtype(x.dtype, precision))
     normalized, moments = standardize(values, grouped_mask, spec)
     if precision.cast_order == "cast_then_multiply":
@@ -123,19 +118,11 @@ def rms_norm(
     """RMS normalization as a transform; parameters `{"scale"}` (and `"bias"` if asked for), no state.
 
     Args:
-      axis: Axes over which the mean square is taken.
-      feature_axes: Axes on which scale and bias live; `None` means `axis`.
-      group_size: Features per group of the single axis; `None` is one group.
-      epsilon: Non-negative number.
-      epsilon_mode: Where epsilon sits.
-      use_scale: Whether there is a scale.
-      use_bias: Whether there is a bias.
+      axis, feature_axes, group_size, epsilon, epsilon_mode: As in `rms_normalize`.
+      use_scale, use_bias: Whether there is a scale, and a bias.
       scale_offset: Added to the scale; the scale then starts at `1 - scale_offset`.
-      scale_init: Initializer of the scale, `f(rng, shape, dtype)`.
-      bias_init: Initializer of the bias; zeros by default.
-      axis_name: Mapped axis over which the normalized axes are sharded.
-      axis_index_groups: Groups within that mapped axis.
-      precision: Dtypes and cast order.
+      scale_init, bias_init: Initializers, `f(rng, shape, dtype)`; the bias starts at 0.
+      axis_name, axis_index_groups, precision: As in `rms_normalize`.
 
     Returns:
       The transform.
@@ -154,31 +141,14 @@ def rms_norm(
       Zhang and Sennrich 2019, [Root Mean Square Layer Normalization](https://arxiv.org/abs/1910.07467).
     """
     _checks.check_epsilon(epsilon)
-    scale_init = default_init(scale_init, 1.0 - scale_offset) if use_scale else None
-    bias_init = default_init(bias_init, 0.0) if use_bias else None
-
-    def init_params(rng, x, **context):
-        del context
-        named = axis if feature_axes is None else feature_axes
-        features = _checks.canonical_axes(named, x.ndim, "axis" if feature_axes is None else "feature_axes")
-        return init_affine(rng, tuple(x.shape[a] for a in features), precision, scale_init, bias_init)
+    inits = affine_inits(scale_init, bias_init, use_scale, use_bias, 1.0 - scale_offset)
+    options: dict[str, Any] = {"axis": axis, "feature_axes": feature_axes, "group_size": group_size}
+    options |= {"epsilon": epsilon, "epsilon_mode": epsilon_mode, "scale_offset": scale_offset}
+    options |= {"axis_name": axis_name, "axis_index_groups": axis_index_groups, "precision": precision}
 
     def fn(params, x, *, mask, **context):
         del context
-        return rms_normalize(
-            x,
-            params.get("scale"),
-            params.get("bias"),
-            axis=axis,
-            feature_axes=feature_axes,
-            group_size=group_size,
-            epsilon=epsilon,
-            epsilon_mode=epsilon_mode,
-            scale_offset=scale_offset,
-            mask=mask,
-            axis_name=axis_name,
-            axis_index_groups=axis_index_groups,
-            precision=precision,
-        )
+        return rms_normalize(x, params.get("scale"), params.get("bias"), mask=mask, **options)
 
-    return stateless(fn, init_params)
+    axes, name = (axis, "axis") if feature_axes is None else (feature_axes, "feature_axes")
+    return stateless(fn, affine_params(axes, name, precision, inits))

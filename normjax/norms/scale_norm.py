@@ -6,12 +6,13 @@ The authors clamp the norm, they do not add epsilon to it: below it the map is l
 state. $g$ folds into the next linear layer; weights that feed it are jointly scale-invariant.
 """
 
+import math
+
 import jax
-import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.norms._affine import Initializer
+from normjax.norms._affine import Initializer, default_init
 from normjax.norms.l2_norm import l2_normalize
 from normjax.precision import TORCH, Precision
 from normjax.transform import NormTransform, stateless
@@ -70,10 +71,8 @@ def scale_norm(
     r"""ScaleNorm as a transform; parameters `{"scale"}`, a scalar, no state.
 
     Args:
-      axis: Axes over which the norm is taken.
-      epsilon: Non-negative number at which the norm is clamped.
+      axis, epsilon, precision: As in `scale_normalize`.
       scale_init: Initializer of the scale, `f(rng, shape, dtype)` with shape `()`; $\sqrt d$ by default.
-      precision: Dtypes and cast order.
 
     Returns:
       The transform.
@@ -94,12 +93,8 @@ def scale_norm(
 
     def init_params(rng, x, **context):
         del context
-        features = 1
-        for a in _checks.canonical_axes(axis, x.ndim):
-            features *= x.shape[a]
-        if scale_init is not None:
-            return {"scale": scale_init(rng, (), precision.parameters)}
-        return {"scale": jnp.asarray(features**0.5, precision.parameters)}
+        features = math.prod(x.shape[a] for a in _checks.canonical_axes(axis, x.ndim))
+        return {"scale": default_init(scale_init, features**0.5)(rng, (), precision.parameters)}
 
     def fn(params, x, *, mask, **context):
         del context

@@ -3,9 +3,9 @@ r"""Scalable softmax (Nakanishi 2025): attention that does not fade as the numbe
 $$\text{SSMax}(z)_j = \frac{n^{s z_j}}{\sum_i n^{s z_i}} = \text{softmax}(s \log n \cdot z)_j$$
 
 with $n$ the number of keys that the query sees and $s$ learned for each head. The cheap form multiplies the queries by
-$s \log n$ and leaves the softmax, hence any fused attention kernel, as it is. (A port that *adds* $s \log n$ to the
-logits changes nothing: a constant cancels.) Llama 4's temperature on its layers without positions is the fixed relative
-$1 + 0.1 \log(1 + \lfloor (t+1)/8192 \rfloor)$. No state. Not scale-invariant.
+$s \log n$ and leaves the softmax, hence any fused attention kernel, as it is; `scalable_softmax` is the whole. (A port
+that *adds* $s \log n$ to the logits changes nothing: a constant cancels.) Llama 4's `relative_temperature` is its fixed
+relative. No state. Not scale-invariant.
 """
 
 import jax
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import prepare
-from normjax.norms._affine import Initializer, default_init, init_affine
+from normjax.norms._affine import Initializer, affine_params, default_init
+from normjax.norms._context import require
 from normjax.precision import TORCH, Precision, promote, scale_shift_cast, statistics_dtype
 from normjax.transform import NormTransform, stateless
 
@@ -76,65 +77,6 @@ def ssmax_scale(
     return scale_shift_cast(q.astype(wide), factor, None, q.dtype, precision)
 
 
-def scalable_softmax(
-    logits: jax.Array, scale: jax.Array, *, mask: jax.Array | None = None, head_axis: int = -3
-) -> jax.Array:
-    r"""Scalable softmax of attention logits over their last axis.
-
-    Args:
-      logits: Floating, `(..., heads, queries, keys)`.
-      scale: $s$, of shape `(heads,)`.
-      mask: Broadcastable to `logits`; zero hides a key. A query that sees none attends to nothing: its row is 0.
-      head_axis: The axis of heads.
-
-    Returns:
-      Attention weights, shaped and typed like `logits`.
-
-    Raises:
-      TypeError: If `logits` are not floating.
-      ValueError: If scale or mask do not fit.
-
-    Example:
-      >>> import jax.numpy as jnp, normjax as nj
-      >>> logits = jnp.zeros((1, 1, 4)).at[..., 0].set(1.0)
-      >>> weights = nj.scalable_softmax(logits, jnp.ones(1))
-      >>> bool(jnp.allclose(weights, jnp.array([4.0, 1.0, 1.0, 1.0]) / 7))
-      True
-
-    References:
-      Nakanishi 2025, [Scalable-Softmax Is Superior for Attention](https://arxiv.org/abs/2501.19399).
-    """
-    _checks.check_input(logits, (logits.ndim - 1,))
-    z, seen = prepare(logits, mask)
-    seen = jnp.ones((1,) * logits.ndim, bool) if seen is None else seen
-    seen = jnp.broadcast_to(seen, (*seen.shape[:-1], logits.shape[-1]))
-    z = ssmax_scale(z, scale, visible_keys(seen), head_axis=head_axis)
-    top = jax.lax.stop_gradient(jnp.max(jnp.where(seen, z, -jnp.inf), axis=-1, keepdims=True))
-    weights = jnp.where(seen, jnp.exp(jnp.where(seen, z - jnp.where(jnp.isfinite(top), top, 0), 0)), 0)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    return (weights / jnp.where(total > 0, total, 1)).astype(logits.dtype)
-
-
-def relative_temperature(positions: jax.Array, *, period: int = 8192, strength: float = 0.1) -> jax.Array:
-    r"""Llama 4's factor of the queries of layers without positions: $1 + a \log(1 + \lfloor (t+1)/P \rfloor)$.
-
-    Args:
-      positions: $t$, integer, from 0.
-      period: $P$.
-      strength: $a$.
-
-    Returns:
-      The factor in float32, shaped like `positions`.
-
-    Example:
-      >>> import jax.numpy as jnp, normjax as nj
-      >>> [round(float(t), 4) for t in nj.relative_temperature(jnp.array([0, 8191, 100_000]))]
-      [1.0, 1.0693, 1.2565]
-    """
-    whole = (jnp.asarray(positions) + 1) // period
-    return 1 + strength * jnp.log1p(whole.astype(jnp.float32))
-
-
 @method("Scalable softmax", "Nakanishi 2025", "2501.19399", "token", context=("visible",))
 def ssmax(*, head_axis: int, scale_init: Initializer | None = None, precision: Precision = TORCH) -> NormTransform:
     """Scalable softmax as a transform of the queries; parameters `{"scale"}` of shape `(heads,)`, no state.
@@ -157,18 +99,12 @@ def ssmax(*, head_axis: int, scale_init: Initializer | None = None, precision: P
     References:
       Nakanishi 2025, [Scalable-Softmax Is Superior for Attention](https://arxiv.org/abs/2501.19399).
     """
-    init = default_init(scale_init, 0.43)
-
-    def init_params(rng, x, **context):
-        del context
-        (a,) = _checks.canonical_axes((head_axis,), x.ndim, "head_axis")
-        return init_affine(rng, (x.shape[a],), precision, init, None)
 
     def fn(params, x, *, mask, visible=None, **context):
         del context
-        if visible is None:
-            raise ValueError("ssmax needs the context visible=, the number of keys each query sees; got none.")
+        visible = jnp.asarray(require(visible, "ssmax", "visible", "the number of keys each query sees"))
         values, _ = prepare(x, mask, x.dtype)
-        return ssmax_scale(values, params["scale"], jnp.asarray(visible), head_axis=head_axis, precision=precision)
+        return ssmax_scale(values, params["scale"], visible, head_axis=head_axis, precision=precision)
 
-    return stateless(fn, init_params)
+    inits = default_init(scale_init, 0.43), None
+    return stateless(fn, affine_params((head_axis,), "head_axis", precision, inits))

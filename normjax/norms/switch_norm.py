@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, Moments, Standardization, compute_moments, prepare, standardization
-from normjax.norms._affine import Initializer, affine, default_init, init_affine
+from normjax.norms._affine import Initializer, affine, affine_inits, init_affine
 from normjax.norms._running_statistics import update_running
 from normjax.norms._switch_statistics import statistics
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
@@ -132,15 +132,10 @@ def switch_norm(
     """Switchable normalization as a transform; parameters `{"scale", "bias", "mean_logits", "var_logits"}`.
 
     Args:
-      feature_axis: The channel axis; the batch is on the first.
+      feature_axis, epsilon, axis_name, axis_index_groups, precision: As in `switch_normalize`.
       momentum: Weight of the old running value: 0.9 in the authors' 2-D layer, 0.997 in 1-D and 3-D. `None` is their
         batch average: the mean and variance of all batches together (state gains `"count"`).
-      epsilon: Non-negative number added to the mixed variance.
-      scale_init: Initializer of the scale; ones by default.
-      bias_init: Initializer of the bias; zeros by default.
-      axis_name: Mapped axis over which the batch is sharded.
-      axis_index_groups: Groups within that mapped axis.
-      precision: Dtypes and cast order.
+      scale_init, bias_init: Initializers; ones and zeros by default.
 
     Returns:
       The transform; its logits start at 1.
@@ -168,7 +163,7 @@ def switch_norm(
         shape, dtype = (x.shape[feature],), statistics_dtype(x.dtype)
         state = {"mean": jnp.zeros(shape, dtype), "var": jnp.zeros(shape, dtype)}
         state |= {"count": jnp.zeros((), jnp.int32)} if momentum is None else {}
-        params = init_affine(rng, shape, precision, default_init(scale_init, 1.0), default_init(bias_init, 0.0))
+        params = init_affine(rng, shape, precision, *affine_inits(scale_init, bias_init))
         logits = {name: jnp.ones(_kinds(x.ndim), precision.parameters) for name in ("mean_logits", "var_logits")}
         return params | logits, state
 

@@ -13,52 +13,20 @@ are scale-invariant up to epsilon; scale and bias move with time, so nothing fol
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.norms._modulate import along_features, at_least, given
+from normjax.norms._context import require
+from normjax.norms._modulate import along_features, at_least
 from normjax.norms.layer_norm import layer_normalize
 from normjax.norms.rms_norm import rms_normalize
-from normjax.precision import TORCH, EpsilonMode, Precision, promote, scale_shift_cast, statistics_dtype
+from normjax.norms.time_dependent_parameter import time_dependent_parameter
+from normjax.precision import TORCH, EpsilonMode, Precision, scale_shift_cast, statistics_dtype
 from normjax.transform import NormTransform, stateless
-
-
-def time_dependent_parameter(
-    parameter: Mapping[str, jax.Array], time: jax.Array, *, time_scale: float = 0.25
-) -> jax.Array:
-    r"""The value of a time-dependent parameter: $p_1 + \sigma((u+1) k t + b)(p_0 - p_1)$.
-
-    Args:
-      parameter: `{"p0", "p1", "u", "b"}`, each of shape `(features,)`.
-      time: $t$, a number or an array of any shape, one entry for each sample.
-      time_scale: $k$; 0.25 where `time` is the log signal-to-noise ratio, 1 where it is $\tau$ itself.
-
-    Returns:
-      An array of shape `(*time.shape, features)`, at least float32.
-
-    Raises:
-      KeyError: If one of the four entries is missing.
-
-    Example:
-      >>> import jax.numpy as jnp, normjax as nj
-      >>> p = {"p0": jnp.ones(1), "p1": jnp.zeros(1), "u": jnp.zeros(1), "b": jnp.zeros(1)}
-      >>> print(nj.time_dependent_parameter(p, jnp.array([-4.0, 0.0, 4.0])).T)
-      [[0.26894143 0.5        0.7310586 ]]
-
-    References:
-      Liu et al. 2024, [Alleviating Distortion in Image Generation via Multi-Resolution Diffusion Models and
-      Time-Dependent Layer Normalization](https://arxiv.org/abs/2406.09416).
-    """
-    time = jnp.asarray(time)
-    dtype = statistics_dtype(promote(time.dtype, parameter["p0"].dtype))
-    over = tuple(range(time.ndim))
-    p0, p1, u, b = (jnp.expand_dims(parameter[name].astype(dtype), over) for name in ("p0", "p1", "u", "b"))
-    tau = jnp.asarray(time_scale, dtype) * time.astype(dtype)[..., None]
-    return p1 + jax.nn.sigmoid((u + 1) * tau + b) * (p0 - p1)
 
 
 def _time_dependent(
@@ -73,27 +41,23 @@ def _time_dependent(
 ) -> NormTransform:
     _checks.check_epsilon(epsilon)
     start = {"scale": 1, "bias": 0} if use_bias else {"scale": 1}
+    needed = name, "time", "one entry for each sample (or token), or one number for all"
 
     def init_params(rng, x, time=None, **context):
         del rng, context
-        given(name, "time", time)
+        require(time, *needed)
         shape = (x.shape[_checks.canonical_axes(axis, x.ndim)[0]],)
         full = functools.partial(jnp.full, shape, dtype=precision.parameters)
         return {k: {"p0": full(v), "p1": full(v), "u": full(0), "b": full(0)} for k, v in start.items()}
 
     def fn(params, x, *, mask, time=None, **context):
         del context
-        wide = statistics_dtype(x.dtype, precision)
-        time = at_least(given(name, "time", time), x)
+        wide, time = statistics_dtype(x.dtype, precision), at_least(require(time, *needed), x)
         unrounded = Precision(statistics=wide, output=wide)
         normalized = normalize(x, axis=axis, epsilon=epsilon, epsilon_mode=epsilon_mode, mask=mask, precision=unrounded)
-        scale, bias = (
-            along_features(time_dependent_parameter(params[k], time, time_scale=time_scale), x, axis, "time")
-            if k in start
-            else None
-            for k in ("scale", "bias")
-        )
-        return scale_shift_cast(normalized, scale, bias, x.dtype, precision)
+        now = {k: time_dependent_parameter(params[k], time, time_scale=time_scale) for k in start}
+        now = {k: along_features(value, x, axis, "time") for k, value in now.items()}
+        return scale_shift_cast(normalized, now["scale"], now.get("bias"), x.dtype, precision)
 
     return stateless(fn, init_params)
 
@@ -159,12 +123,8 @@ def time_dependent_rms_norm(
     Parameters `{"scale"}` (and `"bias"` if asked for), each `{"p0", "p1", "u", "b"}`; context `time=`; no state.
 
     Args:
-      axis: The feature axis, over which the mean square is taken and on which the parameters live.
-      epsilon: Non-negative number.
-      epsilon_mode: Where epsilon sits; outside the root in the authors' code.
-      use_bias: Whether there is a bias.
-      time_scale: Times `time` is $\tau$: 0.25 for the log signal-to-noise ratio, 1 for $\tau$ itself.
-      precision: Dtypes and cast order.
+      epsilon, epsilon_mode: 1e-8 outside the root in the authors' code.
+      axis, use_bias, time_scale, precision: As in `time_dependent_layer_norm`.
 
     Returns:
       The transform; its `time=` has one entry for each sample (or token), or is one number for all.

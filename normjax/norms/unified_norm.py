@@ -34,7 +34,7 @@ from normjax import _checks
 from normjax._method import method
 from normjax.backward_state import OVERWRITE_WITH_GRADIENT, keep_in_backward, require_written, write_in_backward
 from normjax.moments import AxisName, prepare
-from normjax.norms._affine import Initializer, affine, default_init, init_affine
+from normjax.norms._affine import Initializer, affine, affine_inits, init_affine
 from normjax.norms._gradient_statistics import backward_set, batch_spec, gradient_means, keep_unseen, mean_square
 from normjax.norms._window import put, smooth
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
@@ -107,10 +107,8 @@ def unified_norm(
         mean square start again from the batch. State gains `"streak"`.
       mask_backward: Whether the backward pass leaves out what the mask does; `False` is published.
       frozen: Whether running statistics are used, and all state kept, in training too.
-      use_scale: Whether there is a scale.
-      use_bias: Whether there is a bias.
-      scale_init: Initializer of the scale; ones by default.
-      bias_init: Initializer of the bias; zeros by default.
+      use_scale, use_bias: Whether there is a scale, and a bias.
+      scale_init, bias_init: Initializers; ones and zeros by default.
       axis_name: Mapped axis over which the batch is sharded; forward and backward means are merged by counts.
       axis_index_groups: Groups within that mapped axis.
       precision: Dtypes and cast order. State is float32 or wider whatever it says.
@@ -144,14 +142,13 @@ def unified_norm(
         _checks.check_count("max_skips", max_skips, 1)
         if not outlier_filtration:
             raise ValueError(f"max_skips={max_skips} guards the filtration; pass outlier_filtration=True with it.")
-    scale_init = default_init(scale_init, 1.0) if use_scale else None
-    bias_init = default_init(bias_init, 0.0) if use_bias else None
+    inits = affine_inits(scale_init, bias_init, use_scale, use_bias)
 
     def init(rng, x, **context):
         del context
         _, features = batch_spec(x, feature_axes, epsilon, axis_name, axis_index_groups)
         shape, dtype = tuple(x.shape[a] for a in features), statistics_dtype(x.dtype)
-        params = init_affine(rng, shape, precision, scale_init, bias_init)
+        params = init_affine(rng, shape, precision, *inits)
         written = {"ema_gz": jnp.zeros(shape, dtype), "buffer_gz": jnp.zeros((windows[1], *shape), dtype)}
         counters = ("count", "skipped") if max_skips is None else ("count", "skipped", "streak")
         state = {"var": jnp.ones(shape, dtype), "buffer_x2": jnp.zeros((windows[0], *shape), dtype)}
@@ -172,16 +169,8 @@ def unified_norm(
             return keep_in_backward(y, params.get(OVERWRITE_WITH_GRADIENT)), state
         written = require_written(params, ("ema_gz", "buffer_gz"))
         square, seen = mean_square(values, mask, spec)
-        var, ratio, skip, new = smooth(
-            state,
-            square,
-            seen,
-            warmup=warmup,
-            momentum=momentum,
-            epsilon=epsilon,
-            filtered=outlier_filtration,
-            max_skips=max_skips,
-        )
+        options = {"warmup": warmup, "momentum": momentum, "epsilon": epsilon, "max_skips": max_skips}
+        var, ratio, skip, new = smooth(state, square, seen, filtered=outlier_filtration, **options)
         factor = inverse_root(spread(var), epsilon)
         over = backward_set(values, mask if mask_backward else None, spec)
         saved = (factor, ratio, new["count"], skip, seen, over)

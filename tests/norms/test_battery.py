@@ -216,6 +216,36 @@ def test_masked_positions_never_matter(case, rng):
             jax.tree.map(close, clean, dirty)
 
 
+def _with_state(cases):
+    """One case for every factory and every set of entries that its state may have."""
+    found = {}
+    for c in (c for c in cases if hasattr(c.factory, "method") and c.factory.method.state):
+        x = jax.ShapeDtypeStruct(c.shape, jnp.float32)
+        init = functools.partial(c.norm.init, x=x, **make_context(c))
+        structure = jax.tree.structure(jax.eval_shape(init, jax.random.key(0))[1])
+        if structure.num_leaves:
+            found.setdefault((c.factory, structure), c)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("case", _with_state(CASES), ids=lambda c: c.name)
+def test_masked_positions_never_matter_in_evaluation(case, rng):
+    params, state = make_params(case, rng)
+    x, mask, context = make_input(case, rng), feature_mask(case, rng), make_context(case)
+    valid = np.broadcast_to(mask, x.shape)
+
+    @jax.jit
+    @jax.grad
+    def gradients(params, x):
+        y, _ = case.norm.apply(params, state, x, train=False, mask=jnp.asarray(mask), **context)
+        return jnp.sum(jnp.where(valid, y, 0) ** 2)
+
+    clean, dirty = gradients(params, x), gradients(params, np.where(valid, x, np.float32(np.nan)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance(case, a, jnp.float32)), clean, dirty
+    )
+
+
 @over_cases
 def test_empty_sets_give_statistics_zero_and_one(case, rng):
     params, state = make_params(case, rng)
