@@ -47,7 +47,8 @@ def _scale_groups(values: jax.Array, mask: jax.Array | None, axis: int, group_si
             f"group scaling mixes features, so the mask must have size 1 on axis {axis}; got a mask of shape "
             f"{tuple(mask.shape)}. num_groups=None leaves group scaling out."
         )
-    return rms_normalize(values, axis=axis, group_size=group_size, epsilon=1e-5)
+    size = None if group_size == values.shape[axis] else group_size
+    return rms_normalize(values, axis=axis, group_size=size, epsilon=1e-5)
 
 
 def _approximate_backward(g, z, written, saved, *, spec, spread, rate: float, stable: bool):
