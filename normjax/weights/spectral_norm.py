@@ -81,7 +81,8 @@ def spectral_normalize(
     values, _ = prepare(kernel, None, statistics_dtype(kernel.dtype, precision))
     constant, u, v = jax.lax.stop_gradient((values, u.astype(values.dtype), v.astype(values.dtype)))
     u, v = iterate(constant, (u, v), (units, inputs), n_steps, epsilon, epsilon_mode)
-    sigma = jnp.sum(u * contract(values, v, inputs))
+    # The product of the iteration's last step once more, which a compiler therefore computes once.
+    sigma = jnp.sum(v * contract(values, u, units))
     effective = affine(values / jnp.where(sigma != 0, sigma, 1), kernel, scale, None, (), precision)
     kept = statistics_dtype(kernel.dtype)
     return effective, u.astype(kept), v.astype(kept), jax.lax.stop_gradient(sigma).astype(kept)
