@@ -5,6 +5,7 @@ the biased standard deviation by a constant $k$ only: $\|w - \langle w\rangle\| 
 \sqrt{n/(n-1)}\,\sigma$. So they share its derivative, with $\epsilon / k$ (or $\epsilon / k^2$ inside the root).
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -13,12 +14,15 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import prepare, standardization, standardize
+from normjax.moments import prepare, raw_means, standardization, standardize
 from normjax.norms._affine import affine
-from normjax.precision import EpsilonMode, Precision, statistics_dtype
+from normjax.precision import EpsilonMode, Precision, inverse_root, output_dtype, statistics_dtype
 
 Axes = int | Sequence[int] | None
 Size = Literal["std", "unbiased std", "norm"]
+
+# The derivative of an inverse root with a smaller epsilon inside overflows in float32.
+_SAFE = 1e-24
 
 
 def unit_axes(feature_axes: Axes, ndim: int) -> tuple[int, ...]:
@@ -62,6 +66,20 @@ def normalize_units(
         )
     ratio = {"std": 1.0, "norm": math.sqrt(count), "unbiased std": math.sqrt(count / max(count - 1, 1))}[size]
     epsilon = epsilon / (ratio**2 if epsilon_mode == "inside" else ratio)
+    shape, out = unit_shape(kernel, feature_axes), output_dtype(kernel.dtype, (scale,), precision)
+    _checks.check_parameter("scale", scale, kernel.shape, shape)
+    if precision.cast_order == "scale_then_cast" and not centre and not 0 < epsilon < _SAFE:
+        # One multiplier for each unit, so that one sum in the backward pass serves it and the kernel.
+        if epsilon_mode == "inside" and not epsilon:
+            # The same function, whose derivative does not overflow for units of norm 1e-14.
+            epsilon_mode = "clamp"
+        values, spec = _prepared(kernel, feature_axes, precision, centre)
+        (square,), _ = raw_means((values * values,), None, spec)
+        inverse = inverse_root(square, epsilon, epsilon_mode).reshape(shape)
+        wide = dataclasses.replace(precision, output=out)
+        multiplier = inverse * (factor / ratio)
+        multiplier = multiplier if scale is None else multiplier * scale.astype(multiplier.dtype)
+        return affine(values.reshape(kernel.shape), kernel, multiplier, None, units, wide)
     normalized, _ = _standardized(kernel, feature_axes, precision, epsilon, epsilon_mode, centre)
     return affine(normalized * (factor / ratio), kernel, scale, None, units, precision)
 
@@ -74,11 +92,15 @@ def unit_norms(kernel: jax.Array, feature_axes: Axes, precision: Precision) -> j
 
 def _standardized(kernel, feature_axes: Axes, precision: Precision, epsilon, mode: EpsilonMode, centre: bool):
     """The standardized kernel, and the sum of squares (of deviations) of every unit."""
+    values, spec = _prepared(kernel, feature_axes, precision, centre, epsilon=epsilon, epsilon_mode=mode)
+    normalized, moments = standardize(values, None, spec)
+    return normalized.reshape(kernel.shape), moments.m2
+
+
+def _prepared(kernel, feature_axes: Axes, precision: Precision, centre: bool, **options: Any):
     reduced = _checks.other_axes(unit_axes(feature_axes, kernel.ndim), kernel.ndim)
     _checks.check_input(kernel, reduced)
     values, _ = prepare(kernel, None, statistics_dtype(kernel.dtype, precision))
     # A vector of units has no axis of its own to reduce: each entry is the only weight of its unit.
     values = values if reduced else values[None]
-    spec = standardization(values, reduced or 0, epsilon=epsilon, epsilon_mode=mode, centre=centre)
-    normalized, moments = standardize(values, None, spec)
-    return normalized if reduced else normalized[0], moments.m2
+    return values, standardization(values, reduced or 0, centre=centre, **options)

@@ -283,3 +283,16 @@ def test_any_shape_axes_offset_and_spread(case, data):
     expected = case.expected(params, state, kernel, axes)
     # The kernel itself is exact; what centring cancels is measured in a second pass and does not enter.
     np.testing.assert_allclose(effective, expected, rtol=0, atol=tolerance(expected))
+
+
+@pytest.mark.parametrize("size", [1e-10, 1e-14])
+def test_units_of_tiny_norm_have_their_gradient(size, rng):
+    kernel = jnp.asarray(size * rng.standard_normal((8, 4)), jnp.float32)
+    cotangent = rng.standard_normal((8, 4))
+    gradient = jax.grad(lambda k: jnp.sum(jnp.asarray(cotangent, k.dtype) * nj.weight_normalize(k, jnp.ones(4))))(
+        kernel
+    )
+    norms = np.linalg.norm(np.asarray(kernel, np.float64), axis=0)
+    unit = np.asarray(kernel, np.float64) / norms
+    expected = (cotangent - unit * (unit * cotangent).sum(0)) / norms
+    np.testing.assert_allclose(gradient * size, expected * size, rtol=0, atol=tolerance(expected * size))
