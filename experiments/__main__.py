@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from experiments import UsageError, accuracy, overhead, plasticity
+from experiments import UsageError, accuracy, overhead, plasticity, speed
 
 
 class Experiment(NamedTuple):
@@ -20,6 +20,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "plasticity": Experiment(plasticity.Config, plasticity.run),
     "accuracy": Experiment(accuracy.Accuracy, accuracy.main),
     "overhead": Experiment(overhead.Config, overhead.run),
+    "speed": Experiment(speed.Config, speed.main),
 }
 
 

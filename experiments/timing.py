@@ -1,5 +1,6 @@
 """Interleaved timing: every candidate once a round, so that what disturbs the machine disturbs all of them."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,24 +9,32 @@ import jax
 import numpy as np
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
-    """Times compiled calls in turn, one warm-up first.
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, least_seconds: float = 5e-3
+) -> dict[str, np.ndarray]:
+    """Times compiled calls in turn, two warm-ups first.
 
     Args:
       calls: Functions without arguments whose results are JAX arrays.
       rounds: How often each is timed.
+      least_seconds: Calls faster than this are repeated within a round, all equally often.
 
     Returns:
-      Seconds of every round, `(rounds,)`, by name.
+      Seconds of a call in every round, `(rounds,)`, by name.
     """
     for call in calls.values():
         jax.block_until_ready(call())
+    start = time.perf_counter()
+    for call in calls.values():
+        jax.block_until_ready(call())
+    repeats = math.ceil(least_seconds * len(calls) / (time.perf_counter() - start))
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             start = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(time.perf_counter() - start)
+            for _ in range(repeats):
+                jax.block_until_ready(call())
+            times[name].append((time.perf_counter() - start) / repeats)
     return {name: np.asarray(seconds) for name, seconds in times.items()}
 
 

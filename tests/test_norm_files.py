@@ -1,13 +1,14 @@
-"""A norm is one file that is read in one sitting."""
+"""A norm, or a reparametrization of weights, is one file that is read in one sitting."""
 
 import pathlib
 import statistics
 
 import pytest
 
-import normjax.norms
+import normjax
 
-FILES = sorted(p for p in pathlib.Path(normjax.norms.__file__).parent.glob("*.py") if not p.name.startswith("_"))
+ROOMS = [pathlib.Path(room.__file__).parent for room in (normjax.norms, normjax.weights)]
+FILES = sorted(p for room in ROOMS for p in room.glob("*.py") if not p.name.startswith("_"))
 
 
 def lines(path):

@@ -105,7 +105,8 @@ class SpectralNorm(nn.Module):
     """`flax.linen.SpectralNorm` that never writes the kernel, with an optional learned scale (σReparam).
 
     Attributes: those of `flax.linen.SpectralNorm`, its order of the power iteration included, and `use_scale` with
-    `scale_init`. The vectors and sigma are float32, whatever `param_dtype` says.
+    `scale_init`. `init` takes 15 steps of the power iteration, as torch does. The vectors and sigma are float32,
+    whatever `param_dtype` says.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, normjax as nj
@@ -156,8 +157,8 @@ def flax_spectral_norm(module: Any, path: str, leaf: Any) -> WeightTransform | N
         return None
     if leaf.ndim > 2 and module.error_on_non_matrix:
         raise ValueError(
-            f"{path!r} has shape {tuple(leaf.shape)}, which is no matrix, and error_on_non_matrix is True; "
-            "without it, all axes but the last are taken as one."
+            f"Input is {leaf.ndim}D but error_on_non_matrix is True: {path!r} has shape {tuple(leaf.shape)}, not that "
+            "of a matrix; without the flag, all axes but the last are taken as one."
         )
     return spectral_norm(
         n_steps=module.n_steps,

@@ -69,8 +69,8 @@ def adaptive_balance_normalize(
       >>> import jax.numpy as jnp, normjax as nj
       >>> x, task = jnp.array([[0.0], [2.0], [6.0]]), jnp.array([0, 0, 1])
       >>> _, moments, current = nj.adaptive_balance_normalize(x, task, jnp.zeros(2))
-      >>> print(moments.mean.round(), current)
-      [[3.]] 1
+      >>> round(float(moments.mean[0, 0]), 3), int(current)
+      (3.0, 1)
 
     References:
       Lyu et al. 2023, [Overcoming Recency Bias of Normalization Statistics in Continual
@@ -147,8 +147,8 @@ def adaptive_balance_norm(
       >>> x, task = jnp.array([[0.0], [2.0], [6.0]]), jnp.array([0, 0, 1])
       >>> params, state = norm.init(None, x)
       >>> _, state = norm.apply(params, state, x, train=True, task=task)
-      >>> print(state["mean"].round(), state["eta"], state["current_task"])
-      [3.] 1.0 1
+      >>> round(float(state["mean"][0]), 3), float(state["eta"]), int(state["current_task"])
+      (3.0, 1.0, 1)
 
     References:
       Lyu et al. 2023, [Overcoming Recency Bias of Normalization Statistics in Continual

@@ -1,9 +1,11 @@
 """Linear interpolation in small grids of parameters, as coordinate-aware modulation reads its scale and shift."""
 
+import itertools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from normjax import _checks
 from normjax.precision import promote
@@ -43,13 +45,35 @@ def interpolate_grid(grid: jax.Array, coordinates: jax.Array, *, padding: Paddin
             f"of shape {coordinates.shape}."
         )
     dtype = promote(grid.dtype, coordinates.dtype)
-    value, rest = grid.astype(dtype), "bcdefgh"[: grid.ndim - 1]
-    # Products with hat functions rather than gathers: grids are small, and the transpose is a product too, no scatter.
-    for axis, length in enumerate(grid.shape[:axes]):
-        position = coordinates[..., axis, None].astype(dtype) * (length - 1)
-        position = jnp.clip(position, 0, length - 1) if padding == "border" else position
-        nodes = jnp.arange(length, dtype=dtype).reshape((1,) * (coordinates.ndim - 1) + (-1,))
-        weights = jnp.maximum(1 - jnp.abs(position - nodes), 0)
-        value = jnp.einsum(f"...a,{'...' if axis else ''}a{rest}->...{rest}", weights, value)
-        rest = rest[1:]
-    return value
+    ends = [_ends(coordinates[..., a].astype(dtype), grid.shape[a], padding) for a in range(axes)]
+    table = grid.astype(dtype).reshape(-1, *grid.shape[axes:])
+    total = jnp.zeros((), dtype)
+    for corner in itertools.product(*ends):
+        index, weight = corner[0]
+        for (node, factor), length in zip(corner[1:], grid.shape[1:], strict=False):
+            index, weight = index * length + node, weight * factor
+        value = _rows(table, index)
+        total = total + value * weight.reshape(weight.shape + (1,) * (value.ndim - weight.ndim))
+    return total
+
+
+def _ends(coordinate: jax.Array, length: int, padding: Padding) -> list[tuple[jax.Array, jax.Array]]:
+    """The two nodes between which a coordinate lies along one axis, and their weights."""
+    position = coordinate * (length - 1)
+    position = jnp.clip(position, 0, length - 1) if padding == "border" else position
+    low = jnp.floor(jax.lax.stop_gradient(position))
+    found = []
+    for node, weight in ((low, low + 1 - position), (low + 1, position - low)):
+        if padding == "zeros":
+            weight = jnp.where((node >= 0) & (node < length), weight, 0)
+        found.append((jnp.clip(node, 0, length - 1).astype(jnp.int32), weight))
+    return found
+
+
+def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
+    # With explicit axis types a gather by a sharded index must be told that its result is sharded like the index.
+    sharding = jax.typeof(index).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return table[index]
+    spec = PartitionSpec(*sharding.spec, *[None] * (table.ndim - 1))
+    return table.at[index].get(out_sharding=NamedSharding(sharding.mesh, spec))

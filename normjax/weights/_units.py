@@ -43,13 +43,13 @@ def normalize_units(
     kernel: jax.Array,
     scale: jax.Array | None,
     feature_axes: Axes,
+    epsilon: float,
+    epsilon_mode: EpsilonMode,
+    precision: Precision,
     *,
     centre: bool,
     size: Size,
-    epsilon: float,
-    epsilon_mode: EpsilonMode,
     factor: float = 1.0,
-    precision: Precision,
 ) -> jax.Array:
     """Returns the kernel with every unit centred (or not), divided by its size and multiplied by `factor * scale`."""
     units = unit_axes(feature_axes, kernel.ndim)

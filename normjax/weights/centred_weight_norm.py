@@ -53,17 +53,9 @@ def centred_weight_normalize(
       Networks](https://openaccess.thecvf.com/content_iccv_2017/html/Huang_Centered_Weight_Normalization_ICCV_2017_paper.html).
     """
     constant = isinstance(scale, int | float)
-    return normalize_units(
-        kernel,
-        None if constant else scale,
-        feature_axes,
-        centre=True,
-        size="norm",
-        epsilon=epsilon,
-        epsilon_mode=epsilon_mode,
-        factor=scale if constant else 1.0,
-        precision=precision,
-    )
+    gains, factor = (None, scale) if constant else (scale, 1.0)
+    rule = (epsilon, epsilon_mode, precision)
+    return normalize_units(kernel, gains, feature_axes, *rule, centre=True, size="norm", factor=factor)
 
 
 @method("Centred weight normalization", "Huang et al. 2017", None, "weight", folds="all", scale_invariance="per unit")
@@ -111,13 +103,7 @@ def centred_weight_norm(
         return {"scale": jnp.full(unit_shape(kernel, feature_axes), gain, precision.parameters)}
 
     def fn(params, kernel):
-        return centred_weight_normalize(
-            kernel,
-            params.get("scale", gain),
-            feature_axes=feature_axes,
-            epsilon=epsilon,
-            epsilon_mode=epsilon_mode,
-            precision=precision,
-        )
+        rule = {"epsilon": epsilon, "epsilon_mode": epsilon_mode, "precision": precision}
+        return centred_weight_normalize(kernel, params.get("scale", gain), feature_axes=feature_axes, **rule)
 
     return stateless(fn, init_params)

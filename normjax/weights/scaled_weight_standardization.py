@@ -63,19 +63,12 @@ def scaled_weight_standardize(
       ResNets](https://arxiv.org/abs/2101.08692).
     """
     epsilon = checked_epsilon(epsilon_rule, epsilon)
-    added = epsilon_rule == "add"
-    count = max(fan_in(kernel, feature_axes), 1)
-    return normalize_units(
-        kernel,
-        scale,
-        feature_axes,
-        centre=True,
-        size="std" if added else "norm",
-        epsilon=epsilon if added else math.sqrt(epsilon),
-        epsilon_mode="inside" if added else "clamp",
-        factor=gamma / math.sqrt(count) if added else gamma,
-        precision=precision,
-    )
+    if epsilon_rule == "max":
+        rule = (math.sqrt(epsilon), "clamp", precision)
+        return normalize_units(kernel, scale, feature_axes, *rule, centre=True, size="norm", factor=gamma)
+    factor = gamma / math.sqrt(max(fan_in(kernel, feature_axes), 1))
+    rule = (epsilon, "inside", precision)
+    return normalize_units(kernel, scale, feature_axes, *rule, centre=True, size="std", factor=factor)
 
 
 def checked_epsilon(rule: EpsilonRule, epsilon: float | None) -> float:
@@ -141,14 +134,7 @@ def scaled_weight_standardization(
         return {"scale": initialize(rng, shape, precision.parameters)} if use_scale else {}
 
     def fn(params, kernel):
-        return scaled_weight_standardize(
-            kernel,
-            params.get("scale"),
-            feature_axes=feature_axes,
-            gamma=gamma,
-            epsilon_rule=epsilon_rule,
-            epsilon=epsilon,
-            precision=precision,
-        )
+        rule = {"gamma": gamma, "epsilon_rule": epsilon_rule, "epsilon": epsilon, "precision": precision}
+        return scaled_weight_standardize(kernel, params.get("scale"), feature_axes=feature_axes, **rule)
 
     return stateless(fn, init_params)

@@ -116,7 +116,7 @@ def spectral_norm(
     n_steps: int = 1,
     epsilon: float = 1e-12,
     order: Order = "torch",
-    init_steps: int | None = None,
+    init_steps: int = 15,
     use_scale: bool = False,
     scale_init: Initializer | None = None,
     precision: Precision = TORCH,
@@ -128,7 +128,7 @@ def spectral_norm(
       n_steps: Steps of power iteration for each training step.
       epsilon: Non-negative number, for the norms of the vectors.
       order: `"torch"` or `"flax"`, whose state is `{"u", "sigma"}`, `u` with a leading axis of 1.
-      init_steps: Steps in `init`; `None` is what that order's source does: 15 in torch, 0 in Flax.
+      init_steps: Steps in `init`, so that sigma is right from the start: 15 in torch, 0 in Flax.
       use_scale: Whether there is a learned scalar $g$ (σReparam).
       scale_init: Its initializer; ones by default.
       precision: Dtypes and cast order. The state is float32, or float64 where the kernel is.
@@ -157,7 +157,6 @@ def spectral_norm(
     if order not in get_args(Order):
         raise ValueError(f"order={order!r} is unknown; expected one of {get_args(Order)}.")
     flax = order == "flax"
-    init_steps = (0 if flax else 15) if init_steps is None else init_steps
     _check_steps(n_steps, init_steps)
     if flax and n_steps == 0:
         raise ValueError("order='flax' does not store v, so that nothing is left to use with n_steps=0.")
@@ -186,10 +185,9 @@ def spectral_norm(
             jax.random.normal(rngs[i], _shape(kernel, axes), dtype) for i, axes in enumerate(roles(kernel))
         )
         params = {"scale": default_init(scale_init, 1.0)(rngs[2], (), precision.parameters)} if use_scale else {}
-        if flax and not init_steps:
-            return params, pack(first, second, jnp.ones((), dtype))
         first, second = (unit_vector(vector, epsilon, "clamp", old=vector) for vector in (first, second))
-        return params, run({}, first, second, kernel, init_steps)[1]
+        state = run({}, first, second, kernel, init_steps)[1]
+        return params, state | ({"sigma": jnp.ones((), dtype)} if flax else {})
 
     def apply(params, state, kernel, *, train):
         first, second = (_shape(kernel, axes) for axes in roles(kernel))

@@ -54,25 +54,11 @@ def weight_normalize(
     References:
       Salimans and Kingma 2016, [Weight Normalization](https://arxiv.org/abs/1602.07868).
     """
-    return normalize_units(
-        kernel,
-        scale,
-        feature_axes,
-        centre=False,
-        size="norm",
-        epsilon=epsilon,
-        epsilon_mode=epsilon_mode,
-        precision=precision,
-    )
+    return normalize_units(kernel, scale, feature_axes, epsilon, epsilon_mode, precision, centre=False, size="norm")
 
 
 @method(
-    "Weight normalization",
-    "Salimans and Kingma 2016",
-    "1602.07868",
-    "weight",
-    folds="all",
-    scale_invariance="per unit",
+    "Weight normalization", "Salimans and Kingma 2016", "1602.07868", "weight", folds="all", scale_invariance="per unit"
 )
 def weight_norm(
     *,
@@ -118,13 +104,7 @@ def weight_norm(
         return {"scale": scale_init(rng, unit_shape(kernel, feature_axes), precision.parameters)}
 
     def fn(params, kernel):
-        return weight_normalize(
-            kernel,
-            params.get("scale"),
-            feature_axes=feature_axes,
-            epsilon=epsilon,
-            epsilon_mode=epsilon_mode,
-            precision=precision,
-        )
+        rule = {"epsilon": epsilon, "epsilon_mode": epsilon_mode, "precision": precision}
+        return weight_normalize(kernel, params.get("scale"), feature_axes=feature_axes, **rule)
 
     return stateless(fn, init_params)

@@ -62,16 +62,8 @@ def weight_standardize(
       Qiao et al. 2019, [Micro-Batch Training with Batch-Channel Normalization and Weight
       Standardization](https://arxiv.org/abs/1903.10520).
     """
-    return normalize_units(
-        kernel,
-        scale,
-        feature_axes,
-        centre=True,
-        size="unbiased std" if unbiased else "std",
-        epsilon=epsilon,
-        epsilon_mode=epsilon_mode,
-        precision=precision,
-    )
+    size = "unbiased std" if unbiased else "std"
+    return normalize_units(kernel, scale, feature_axes, epsilon, epsilon_mode, precision, centre=True, size=size)
 
 
 @method("Weight standardization", "Qiao et al. 2019", "1903.10520", "weight", folds="all", scale_invariance="per unit")
@@ -113,13 +105,7 @@ def weight_standardization(
 
     def fn(params, kernel):
         del params
-        return weight_standardize(
-            kernel,
-            feature_axes=feature_axes,
-            epsilon=epsilon,
-            epsilon_mode=epsilon_mode,
-            unbiased=unbiased,
-            precision=precision,
-        )
+        rule = {"epsilon": epsilon, "epsilon_mode": epsilon_mode, "unbiased": unbiased, "precision": precision}
+        return weight_standardize(kernel, feature_axes=feature_axes, **rule)
 
     return stateless(fn)

@@ -208,6 +208,22 @@ def test_15_a_zero_kernel_does_not_switch_spectral_norm_off_for_good():
         assert (value < 1e-5) == (library is nj.linen)
 
 
+def test_16_spectral_norm_knows_sigma_from_the_start():
+    """The largest singular value of the effective kernel in evaluation right after `init`; it should be 1."""
+    for label, library in (("flax", (nnx, fnn)), ("normjax", (nj.nnx, nj.linen))):
+        layer = library[1].SpectralNorm(fnn.Dense(64, use_bias=False))
+        module = library[0].SpectralNorm(nnx.Linear(64, 64, use_bias=False, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
+        with flax_rules():
+            variables = layer.init(KEY, jnp.eye(64), update_stats=False)
+            effective = {
+                "linen": layer.apply(variables, jnp.eye(64), update_stats=False),
+                "nnx": module(jnp.eye(64), update_stats=False),
+            }
+        for which, kernel in effective.items():
+            value = error(f"{label} {which}", np.linalg.norm(np.asarray(kernel, np.float64), 2), 1.0)
+            assert value < 0.05 if label == "normjax" else value > 0.1
+
+
 def test_the_document_names_every_test():
     text = (pathlib.Path(__file__).parents[2] / "docs" / "flax_differences.md").read_text()
     own = [

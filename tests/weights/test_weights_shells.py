@@ -182,8 +182,8 @@ def test_nnx_scan_remat_and_vmap(rng):
 
     @nnx.vmap(in_axes=0, out_axes=0)
     def make(rngs):
-        linear = nnx.Linear(4, 4, rngs=rngs)
-        return nj.nnx.SpectralNorm(nj.nnx.WeightNorm(linear, rngs=rngs).layer_instance, rngs=rngs)
+        # One wrapper around another: lengths are learned first, and the result is divided by its spectral norm.
+        return nj.nnx.WeightNorm(nj.nnx.SpectralNorm(nnx.Linear(4, 4, rngs=rngs), rngs=rngs), rngs=rngs)
 
     layers = make(nnx.Rngs(0).split(3))
     graph, state = nnx.split(layers)
@@ -199,11 +199,27 @@ def test_nnx_scan_remat_and_vmap(rng):
     for i in range(3):
         one = nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], before))
         expected = jnp.tanh(one(expected))
-        close(layers.batch_stats[("kernel", "u")][...][i], one.batch_stats[("kernel", "u")][...])
+        inner, alone = (module.layer_instance.batch_stats[("kernel", "u")][...] for module in (layers, one))
+        close(inner[i], alone)
     close(y, expected)
     assert_same(nnx.state(layers, nnx.Param), nnx.filter_state(before, nnx.Param))
     ys = nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))(layers, x)
     assert ys.shape == (3, 2, 4)
+
+
+def test_the_gain_of_nnx_weight_norm_is_trained(rng):
+    x = jnp.asarray(rng.standard_normal((2, 4)), jnp.float32)
+    module = nj.nnx.WeightNorm(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
+    optimizer = nnx.Optimizer(module, optax.sgd(0.1), wrt=nnx.Param)
+    before, kernel = (jnp.copy(v[...]) for v in (module.scales[("kernel",)], module.layer_instance.kernel))
+
+    @nnx.jit
+    def step(module, optimizer):
+        optimizer.update(module, nnx.grad(lambda m: jnp.sum(m(x) ** 2))(module))
+
+    step(module, optimizer)
+    assert np.all(module.scales[("kernel",)][...] != before)
+    assert np.any(module.layer_instance.kernel[...] != kernel)
 
 
 def test_state_of_the_wrapped_layer_still_moves(rng):

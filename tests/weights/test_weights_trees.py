@@ -95,6 +95,12 @@ CALLS = {
     "negative epsilon": (lambda: nj.weight_norm(epsilon=-1.0), ValueError, "-1.0"),
     "infinite epsilon": (lambda: nj.weight_standardization(epsilon=float("inf")), ValueError, "inf"),
     "nan epsilon": (lambda: nj.centred_weight_norm(epsilon=float("nan")), ValueError, "nan"),
+    "epsilon mode": (lambda: nj.weight_normalize(X, epsilon_mode="insdie"), ValueError, "'insdie'.*'inside'"),
+    "epsilon mode, spectral": (
+        lambda: nj.spectral_normalize(X, jnp.ones(3), jnp.ones(4), epsilon_mode="add"),
+        ValueError,
+        "'add'.*'clamp'",
+    ),
     "epsilon of the bound": (lambda: nj.scaled_weight_standardization(epsilon=-1e-4), ValueError, "-0.0001"),
     "epsilon rule": (lambda: nj.scaled_weight_standardization(epsilon_rule="mul"), ValueError, "'mul'.*'add', 'max'"),
     "order": (lambda: nj.spectral_norm(order="jax"), ValueError, "'jax'.*'torch', 'flax'"),
@@ -133,14 +139,14 @@ CALLS = {
             jax.random.key(0), jnp.ones((1, 4, 4, 2)), update_stats=False
         ),
         ValueError,
-        r"\(3, 3, 2, 2\).*error_on_non_matrix",
+        r"4D but error_on_non_matrix is True.*\(3, 3, 2, 2\)",
     ),
     "no matrix, nnx": (
         lambda: nj.nnx.SpectralNorm(
             nnx.Conv(2, 2, (3, 3), rngs=nnx.Rngs(0)), error_on_non_matrix=True, rngs=nnx.Rngs(0)
         ),
         ValueError,
-        r"\(3, 3, 2, 2\).*error_on_non_matrix",
+        r"4D but error_on_non_matrix is True.*\(3, 3, 2, 2\)",
     ),
 }
 
