@@ -12,7 +12,7 @@ _COLUMNS = ("method", "paper", "state", "context", "folds", "invariance")
 def table() -> rich.table.Table:
     """The methods of the library as a table, one section a family."""
     # Folded, not cut: on a narrow terminal a name that ends in an ellipsis is no name.
-    columns = [rich.table.Column(name, overflow="fold") for name in _COLUMNS]
+    columns = [rich.table.Column(name, overflow="fold", no_wrap=name == "method") for name in _COLUMNS]
     result = rich.table.Table(*columns, title="normjax: every method", caption=_CAPTION, title_justify="left")
     family = None
     for name, m in methods(vars(normjax)).items():
