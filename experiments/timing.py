@@ -12,7 +12,7 @@ import numpy as np
 def interleaved(
     calls: Mapping[str, Callable[[], Any]], rounds: int, least_seconds: float = 5e-3
 ) -> dict[str, np.ndarray]:
-    """Times compiled calls in turn, two warm-ups first.
+    """Times compiled calls in turn, two warm-ups first; each round begins with another one.
 
     Args:
       calls: Functions without arguments whose results are JAX arrays.
@@ -29,11 +29,12 @@ def interleaved(
         jax.block_until_ready(call())
     repeats = math.ceil(least_seconds * len(calls) / (time.perf_counter() - start))
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
+    names = list(calls)
+    for i in range(rounds):
+        for name in np.roll(names, i).tolist():
             start = time.perf_counter()
             for _ in range(repeats):
-                jax.block_until_ready(call())
+                jax.block_until_ready(calls[name]())
             times[name].append((time.perf_counter() - start) / repeats)
     return {name: np.asarray(seconds) for name, seconds in times.items()}
 

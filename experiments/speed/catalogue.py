@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import normjax as nj
-from experiments.speed import plain, plain_tokens, plain_vision
+from experiments.speed import plain, plain_tokens, plain_vision, plain_weights
 from experiments.speed.entry import Entry
 from normjax._method import methods
 
 # About 8 MiB each: larger than the caches, small enough for sixty methods.
 TOKENS, IMAGES = (16, 256, 512), (16, 28, 28, 128)
-INEXACT = ("unified_norm", "power_norm", "gdn")
+INEXACT = ("unified_norm", "power_norm")
 
 
 def entries(tokens: tuple[int, int, int] = TOKENS, images: tuple[int, int, int, int] = IMAGES) -> list[Entry]:
@@ -22,7 +22,8 @@ def entries(tokens: tuple[int, int, int] = TOKENS, images: tuple[int, int, int, 
 
     Args:
       tokens: Shape of the inputs of token norms.
-      images: Shape of the inputs of the others; the channels must be a multiple of 64.
+      images: Shape of the inputs of the others; the channels must be a multiple of 64. A kernel has twice and four
+        times as many.
 
     Returns:
       The entries, in the order of the printed table of methods.
@@ -41,6 +42,7 @@ def entries(tokens: tuple[int, int, int] = TOKENS, images: tuple[int, int, int, 
     coordinates = nj.layer_norm(epsilon=1e-5, use_scale=False, use_bias=False)
     flat = (batch * length, features)
     heads = (batch, 8, length, features // 8)
+    kernel = (3, 3, 2 * channels, 4 * channels)
     special: dict[str, tuple[nj.NormTransform, tuple[int, ...], dict[str, Any]]] = {
         "adaptive_balance_norm": (nj.adaptive_balance_norm(num_tasks=4), images, {"task": _tasks(images[0])}),
         "estimated_batch_norm": (nj.estimated_batch_norm(moving_speed=0.1), images, {}),
@@ -77,16 +79,17 @@ def entries(tokens: tuple[int, int, int] = TOKENS, images: tuple[int, int, int, 
             {"coordinates": uniform(flat[0], 2)},
         ),
         "self_modulation": (nj.self_modulation(), images, {}),
-        "gdn": (nj.gdn(), images, {}),
+        # Above its lower bound, where the gradient is the maximum's, and not equal to its transpose.
+        "gdn": (nj.gdn(gamma_init=jax.nn.initializers.uniform(0.1)), images, {}),
+        "qk_norm": (nj.qk_norm(nj.rms_norm()), heads, {}),
+        "mask_carrying_norm": (nj.mask_carrying_norm(), images, {"mask": uniform(*images[:-1], 1) > 0.3}),
     }
     result = []
     for name, method in methods(vars(nj)).items():
-        if method.family == "weight" or name in ("qk_norm", "mask_carrying_norm"):
-            # Kernels are small, qk_norm is two RMS norms, and layer masking without a mask is batch normalization.
-            continue
-        usual = images if method.family in ("batch", "vision") else tokens
+        usual = {"batch": images, "vision": images, "weight": kernel}.get(method.family, tokens)
         norm, shape, context = special.get(name) or (getattr(nj, name)(), usual, {})
-        result.append(Entry(name, norm, shape, jnp.float32, _formula(name), context, exact=name not in INEXACT))
+        exact, arrays = name not in INEXACT, 2 if name == "qk_norm" else 1
+        result.append(Entry(name, norm, shape, jnp.float32, _formula(name), context, exact=exact, arrays=arrays))
     return result
 
 
@@ -95,7 +98,7 @@ def _tasks(samples: int) -> jax.Array:
 
 
 def _formula(name: str) -> Callable[..., jax.Array]:
-    for module in (plain, plain_tokens, plain_vision):
+    for module in (plain, plain_tokens, plain_vision, plain_weights):
         if hasattr(module, name):
             return getattr(module, name)
     raise LookupError(f"{name} has no plain formula in experiments.speed; write the five lines that a user would.")

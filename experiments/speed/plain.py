@@ -190,6 +190,10 @@ def filter_response_norm(params: Tree, state: Tree, x: jax.Array) -> jax.Array:
     return jnp.maximum(affine(params, scaled(wide(x), space_axes(x), 1e-6), x.dtype), params["tau"])
 
 
-def mask_carrying_norm(params: Tree, state: Tree, x: jax.Array) -> jax.Array:
-    """Without a mask: batch norm by running statistics, as layer masking evaluates it."""
-    return batch_norm(params, state, x)
+def mask_carrying_norm(params: Tree, state: Tree, x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Layer masking: batch norm over what the mask keeps, zero elsewhere."""
+    axes, kept = batch_axes(x), mask.astype(jnp.float32)
+    count = jnp.maximum(jnp.sum(kept), 1)
+    centred = wide(x) - jnp.sum(kept * wide(x), axes) / count
+    var = jnp.sum(kept * jnp.square(centred), axes) / count
+    return kept * affine(params, centred * jax.lax.rsqrt(var + 1e-5), x.dtype)

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.speed.plain import Tree, affine, scaled, standardized, wide
 
@@ -26,7 +27,7 @@ def scale_norm(params: Tree, state: Tree, x: jax.Array) -> jax.Array:
 def crms_norm(params: Tree, state: Tree, x: jax.Array) -> jax.Array:
     """RMS of the vector whose last entry is minus the sum of the others."""
     square = jnp.sum(jnp.square(wide(x)), -1, keepdims=True) + jnp.square(jnp.sum(wide(x), -1, keepdims=True))
-    return (wide(x) * jax.lax.rsqrt(square / (x.shape[-1] + 1) + 1e-6)).astype(x.dtype)
+    return (wide(x) * jax.lax.rsqrt(square / (x.shape[-1] + 1) + 1e-5)).astype(x.dtype)
 
 
 def partial_rms_norm(params: Tree, state: Tree, x: jax.Array, share: float = 0.0625) -> jax.Array:
@@ -39,6 +40,12 @@ def partial_rms_norm(params: Tree, state: Tree, x: jax.Array, share: float = 0.0
 def gated_rms_norm(params: Tree, state: Tree, x: jax.Array, gate: jax.Array) -> jax.Array:
     """Mamba 2: the gate before the norm."""
     return affine(params, scaled(wide(x) * jax.nn.silu(wide(gate)), -1, 1e-6), x.dtype)
+
+
+def qk_norm(params: Tree, state: Tree, x: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """RMS normalization of queries and of keys."""
+    named = zip(("query", "key"), x, strict=True)
+    return tuple(affine(params[name], scaled(wide(v), -1, 1e-6), v.dtype) for name, v in named)
 
 
 def input_scaled_rms_norm(params: Tree, state: Tree, x: jax.Array) -> jax.Array:
@@ -96,7 +103,7 @@ def at_time(parameter: Tree, time: jax.Array) -> jax.Array:
 
 def time_dependent_layer_norm(params: Tree, state: Tree, x: jax.Array, time: jax.Array) -> jax.Array:
     """TD-LN."""
-    y = standardized(wide(x), -1, 1e-6)
+    y = standardized(wide(x), -1, 1e-5)
     return (y * at_time(params["scale"], time / 4) + at_time(params["bias"], time / 4)).astype(x.dtype)
 
 
@@ -120,7 +127,7 @@ def ada_rms_norm(params: Tree, state: Tree, x: jax.Array, condition: jax.Array) 
 def sinusoidal(values: jax.Array, features: int = 256) -> jax.Array:
     """Cosines first."""
     half = features // 2
-    angles = values[..., None] * jnp.exp(-math.log(1e4) * jnp.arange(half) / half)
+    angles = values[..., None] * np.exp(-math.log(1e4) * np.arange(half) / half).astype(np.float32)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
 

@@ -16,13 +16,15 @@ def convolved(x: jax.Array, layer: Tree) -> jax.Array:
 
 def in_regions(x: jax.Array, region: jax.Array) -> jax.Array:
     """Each region by its own statistics over the batch; the share of a region multiplies epsilon."""
-    total = jnp.zeros_like(x)
-    for inside in (region, ~region):
-        share = jnp.maximum(jnp.mean(inside, dtype=x.dtype), 1e-12)
-        mean = jnp.mean(x, batch_axes(x), where=inside)
-        var = jnp.mean(jnp.square(x - mean), batch_axes(x), where=inside)
-        total = total + jnp.where(inside, (x - mean) * jax.lax.rsqrt(var + 1e-5 / share), 0)
-    return total
+
+    def part(inside):
+        inside = inside.astype(x.dtype)
+        count = jnp.maximum(jnp.sum(inside), 1)
+        centred = x - jnp.sum(inside * x, batch_axes(x)) / count
+        var = jnp.sum(inside * jnp.square(centred), batch_axes(x)) / count
+        return centred * jax.lax.rsqrt(var + 1e-5 * inside.size / count)
+
+    return jnp.where(region, part(region), part(~region))
 
 
 def region_norm(params: Tree, state: Tree, x: jax.Array, region: jax.Array) -> jax.Array:
