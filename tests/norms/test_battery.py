@@ -312,7 +312,7 @@ NIGHTLY = hypothesis.settings.get_current_profile_name() == "nightly"
 DTYPES = [np.float32, jnp.bfloat16, np.float16] if NIGHTLY else [np.float32]
 
 
-@over_cases
+@pytest.mark.parametrize("case", CASES if NIGHTLY else FIRST, ids=lambda c: c.name)
 @hypothesis.given(data=st.data())
 def test_any_shape_mask_offset_and_garbage(case, data):
     # Two batches and two mask shapes: each new shape is a compilation.
