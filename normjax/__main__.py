@@ -11,7 +11,9 @@ _COLUMNS = ("method", "paper", "state", "context", "folds", "invariance")
 
 def table() -> rich.table.Table:
     """The methods of the library as a table, one section a family."""
-    result = rich.table.Table(*_COLUMNS, title="normjax: every method", caption=_CAPTION, title_justify="left")
+    # Folded, not cut: on a narrow terminal a name that ends in an ellipsis is no name.
+    columns = [rich.table.Column(name, overflow="fold", no_wrap=name == "method") for name in _COLUMNS]
+    result = rich.table.Table(*columns, title="normjax: every method", caption=_CAPTION, title_justify="left")
     family = None
     for name, m in methods(vars(normjax)).items():
         if m.family != family:
@@ -31,4 +33,4 @@ _CAPTION = (
 
 
 if __name__ == "__main__":
-    rich.console.Console(width=None).print(table())
+    rich.console.Console().print(table())

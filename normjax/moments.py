@@ -288,14 +288,11 @@ def _central(values, mask, count, spec: Standardization):
         return values, jnp.zeros_like(second), second
     # The first mean only has to be near: it is a constant for autodiff. What it lacks is measured in the second pass.
     near = _rounded(jax.lax.stop_gradient(means((values,), mask, count, spec)[0]))
-    # The difference is written in three ways on purpose. One array of it, used by both reductions and by the output,
-    # would be written to memory and read again; three expressions are fused into the loops that use them.
-    rest, square = means((values - near, jnp.square(near - values)), mask, count, spec)
+    shifted = values - near
+    rest, square = means((shifted, shifted * shifted), mask, count, spec)
     rest = _rounded(rest)
     # rest is a rounding error of near, so nothing cancels here; the clip is for constant rows.
-    second = jnp.maximum(square - rest * rest, 0)
-    mean = _rounded(near + rest)
-    return (values - mean) - (rest - _rounded(mean - near)), mean, second
+    return shifted - rest, near + rest, jnp.maximum(square - rest * rest, 0)
 
 
 def _rounded(mean: jax.Array) -> jax.Array:

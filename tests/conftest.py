@@ -44,3 +44,17 @@ def free_compiled_functions():
     """Compiled functions are shared within a file; keeping those of all files costs gigabytes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request):
+    """LLVM's optimizations off for the batteries, which compile thousands of small functions once each.
+
+    The same HLO in two thirds of the time. What the optimized code rounds is tested by everything else: the recorded
+    vectors, the optimizers, the accuracy table.
+    """
+    before = jax.config.read("jax_disable_most_optimizations")
+    if request.path.parent.name in ("norms", "weights"):
+        jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

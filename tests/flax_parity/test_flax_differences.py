@@ -1,5 +1,6 @@
 """The documented differences, row by row of docs/flax_differences.md: Flax measured against float64, and normjax."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -151,6 +152,28 @@ def test_4_values_behind_the_mask_do_not_matter_to_gradients():
         assert np.isnan(jax.grad(loss(fnn.LayerNorm()))(x)[mask]).any()
     gradient = jax.grad(loss(nj.linen.LayerNorm()))(x)
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["normjax", "flax"])
+def test_4_values_behind_the_mask_do_not_matter_in_evaluation(ours):
+    mask = full_mask((2, 6))
+    x = jnp.where(mask, normal((2, 6)), jnp.nan)
+
+    def linen(params, module):
+        variables = {"params": params, "batch_stats": {"mean": jnp.zeros(6), "var": jnp.ones(6)}}
+        return jnp.where(mask, module.apply(variables, x, mask=mask), 0).sum()
+
+    def in_nnx(module):
+        return jnp.where(mask, module(x, mask=mask), 0).sum()
+
+    params = {"scale": jnp.ones(6), "bias": jnp.zeros(6)}
+    first, second = (nj.linen, nj.nnx) if ours else (fnn, nnx)
+    with contextlib.nullcontext() if ours else flax_rules():
+        gradients = jax.grad(linen)(params, first.BatchNorm(use_running_average=True))
+        bn = second.BatchNorm(6, use_running_average=True, rngs=nnx.Rngs(0))
+        also = nnx.grad(in_nnx)(bn)
+    for gradient in (gradients["scale"], also["scale"][...]):
+        assert np.isfinite(gradient).all() == ours
 
 
 def test_5_group_norm_masks_only_have_to_broadcast():

@@ -283,7 +283,8 @@ def test_axes_only_name_where_things_are(case, masked, rng):
     y, new_state = trained(case.name)(params, state, x, mask, context)
     first = lambda a: None if a is None else np.moveaxis(np.asarray(a), -1, 1)
     images = {k: first(v) if np.shape(v)[1:-1] == x.shape[1:-1] and x.ndim > 2 else v for k, v in context.items()}
-    moved, moved_state = case.channels_first.apply(params, state, first(x), train=True, mask=first(mask), **images)
+    apply = jax.jit(functools.partial(case.channels_first.apply, train=True))
+    moved, moved_state = apply(params, state, first(x), mask=first(mask), **images)
     np.testing.assert_allclose(moved, first(y), rtol=0, atol=tolerance(case, y, jnp.float32))
     close = functools.partial(np.testing.assert_allclose, rtol=32 * EPS32, atol=32 * EPS32)
     jax.tree.map(close, moved_state, new_state)
@@ -311,7 +312,7 @@ NIGHTLY = hypothesis.settings.get_current_profile_name() == "nightly"
 DTYPES = [np.float32, jnp.bfloat16, np.float16] if NIGHTLY else [np.float32]
 
 
-@over_cases
+@pytest.mark.parametrize("case", CASES if NIGHTLY else FIRST, ids=lambda c: c.name)
 @hypothesis.given(data=st.data())
 def test_any_shape_mask_offset_and_garbage(case, data):
     # Two batches and two mask shapes: each new shape is a compilation.
