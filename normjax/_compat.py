@@ -42,3 +42,13 @@ def flax_axes(axes: _checks.Axes, ndim: int, name: str) -> tuple[int, ...]:
     """Returns axes as a canonical tuple by Flax's rule, which lets the same axis be named twice."""
     given = (axes,) if isinstance(axes, int) else tuple(axes)
     return _checks.canonical_axes(sorted({_checks.canonical_axes(a, ndim, name)[0] for a in given}), ndim, name)
+
+
+def maximum(x: jax.Array, bound: jax.Array) -> jax.Array:
+    """`jnp.maximum(x, bound)` for a bound of sizes 1 that broadcasts to `x`, also where `x` is explicitly sharded.
+
+    JAX 0.12 broadcasts the smaller operand inside the derivative, without the sharding of the larger one, and then
+    refuses the result.
+    """
+    axes = tuple(range(x.ndim))
+    return jnp.maximum(x, jax.lax.broadcast_in_dim(bound, x.shape, axes, out_sharding=jax.typeof(x).sharding))

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
+from normjax._compat import maximum
 from normjax._method import method
 from normjax.moments import AxisName, Moments, prepare, standardization, standardize, variance
 from normjax.norms._affine import Initializer, affine
@@ -97,7 +98,7 @@ def evo_normalize_b(
     else:
         rms = root(spread + within.mean**2, epsilon)
         right = (values + 1) * rms if variant == "B1" else rms_minus_values(values, normalized, within, rms, epsilon)
-    denominator = jnp.maximum(root(second, epsilon), right)
+    denominator = maximum(right, root(second, epsilon))
     positive = denominator > 0
     y = jnp.where(positive, values / jnp.where(positive, denominator, 1), 0)
     return affine(y, x, scale, bias, (feature,), precision), moments

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
+from normjax._compat import maximum
 from normjax._method import method
 from normjax.moments import AxisName, prepare, standardization, standardize, variance
 from normjax.norms._affine import Initializer, affine, affine_inits, default_init, init_affine
@@ -78,7 +79,7 @@ def filter_response_normalize(
         normalized = values * inverse_root(second, epsilon)
     y = affine(normalized, x, scale, bias, (feature,), precision)
     # Rounding is monotone: the threshold may follow it.
-    return y if tau is None else jnp.maximum(y, tau.astype(y.dtype))
+    return y if tau is None else maximum(y, tau.astype(y.dtype))
 
 
 @method(
