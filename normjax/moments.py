@@ -13,10 +13,11 @@ import dataclasses
 import functools
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from normjax import _checks
 from normjax.precision import EpsilonMode, inverse_root, statistics_dtype, tangent_gain
@@ -120,8 +121,8 @@ def compute_moments(
     spec = standardization(x, axis, axis_name=axis_name, axis_index_groups=axis_index_groups)
     values, mask = prepare(x, mask)
     count = count_valid(values, mask, spec)
-    _, mean, second = _central(values, mask, count, spec)
-    return Moments(count, mean, second * count)
+    centre, second = _central(values, mask, count, spec)
+    return Moments(count, centre.mean, second * count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +136,10 @@ class Standardization:
       centre: Whether the mean is subtracted; without it the second moment is the mean square.
       axis_name: Mapped axis to merge over.
       axis_index_groups: Groups of that axis, as a tuple of tuples.
+      neighbours: `(axis, size)`: groups of `size` neighbours on a kept axis share their statistics, which are returned
+        for every member. The sums over the other axes come first: an array cut into groups has its smallest axis last,
+        where it is summed slowest.
+      narrow: Whether the input has fewer bits than the statistics, which then measure its mean more than well enough.
     """
 
     axes: tuple[int, ...]
@@ -143,6 +148,8 @@ class Standardization:
     centre: bool = True
     axis_name: AxisName = None
     axis_index_groups: tuple[tuple[int, ...], ...] | None = None
+    neighbours: tuple[int, int] | None = None
+    narrow: bool = False
 
 
 def standardization(
@@ -154,17 +161,20 @@ def standardization(
     centre: bool = True,
     axis_name: AxisName = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
+    neighbours: tuple[int, int] | None = None,
 ) -> Standardization:
     """Checks the arguments against `x` and returns them as a hashable `Standardization`."""
-    # With a mapped axis there is something to reduce even where the array itself has no such axis left.
-    mapped_only = axis_name is not None and not isinstance(axis, int) and not tuple(axis)
-    axes = () if mapped_only else _checks.canonical_axes(axis, x.ndim)
+    # With a mapped axis or with neighbours there is something to reduce even where no axis of the array is.
+    elsewhere = axis_name is not None or neighbours is not None
+    none_here = elsewhere and not isinstance(axis, int) and not tuple(axis)
+    axes = () if none_here else _checks.canonical_axes(axis, x.ndim)
     _checks.check_input(x, axes)
     _checks.check_epsilon(epsilon)
     groups = None if axis_index_groups is None else tuple(tuple(g) for g in axis_index_groups)
     if groups is not None and axis_name is None:
         raise ValueError(f"axis_index_groups={axis_index_groups!r} needs axis_name=, got axis_name=None.")
-    return Standardization(axes, epsilon, epsilon_mode, centre, axis_name, groups)
+    narrow = jnp.finfo(x.dtype).bits < 32
+    return Standardization(axes, epsilon, epsilon_mode, centre, axis_name, groups, neighbours, narrow)
 
 
 def prepare(x: jax.Array, mask: jax.Array | None, dtype: Any = None) -> tuple[jax.Array, jax.Array | None]:
@@ -188,8 +198,14 @@ def prepare(x: jax.Array, mask: jax.Array | None, dtype: Any = None) -> tuple[ja
     return jnp.where(mask | jnp.isfinite(values), values, 0), mask
 
 
-def standardize(values: jax.Array, mask: jax.Array | None, spec: Standardization) -> tuple[jax.Array, Moments]:
-    r"""$\hat x = (x - \mu)\, r(\sigma^2)$ and the moments it used.
+def standardize(
+    values: jax.Array,
+    mask: jax.Array | None,
+    spec: Standardization,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+) -> tuple[jax.Array, Moments]:
+    r"""$\gamma\hat x + \beta$ with $\hat x = (x - \mu)\, r(\sigma^2)$, and the moments it used.
 
     The derivative is the projected tangent $\dot{\hat x} = r\,(\dot x - \langle\dot x\rangle
     - k\,\hat x\,\langle\hat x \dot x\rangle)$, written once as a `custom_jvp`; its transpose is the fused
@@ -199,13 +215,16 @@ def standardize(values: jax.Array, mask: jax.Array | None, spec: Standardization
       values: Array in the statistics dtype, as returned by `prepare`.
       mask: Boolean, full rank, as returned by `prepare`, or `None`.
       spec: What is reduced and how.
+      scale: $\gamma$ in the statistics dtype, of full rank and of size 1 on the reduced axes, or `None` for 1. It joins
+        the factor, so that it costs nothing forward, and backward its gradient is a sum that is there already.
+      bias: $\beta$, likewise, or `None` for 0.
 
     Returns:
       `(normalized, moments)`. Without centring, `moments.mean` is 0 and `m2` the sum of squares. Positions that
       are masked out are normalized too, with statistics they did not enter.
     """
     count = count_valid(values, mask, spec)
-    normalized, mean, second = _standardize(values, mask, count, spec)
+    normalized, mean, second = _standardize(values, mask, count, scale, bias, spec)
     return normalized, Moments(count, mean, second * count)
 
 
@@ -250,29 +269,61 @@ def raw_means(
     return means(arrays, mask, count, spec), count
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _standardize(values, mask, count, spec: Standardization):
-    centred, mean, second = _central(values, mask, count, spec)
-    return centred * _factor(second, mask, count, spec), mean, second
-
-
-@_standardize.defjvp
-def _standardize_jvp(spec: Standardization, primals, tangents):
-    values, mask, count = primals
-    centred, mean, second = _central(values, mask, count, spec)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
+def _standardize(values, mask, count, scale, bias, spec: Standardization):
+    centre, second = _central(values, mask, count, spec)
     factor = _factor(second, mask, count, spec)
-    dot = tangents[0]
-    if spec.centre:
-        mean_dot, along = means((dot, centred * dot), mask, count, spec)
-        rest = dot - mean_dot
-    else:
-        (along,) = means((centred * dot,), mask, count, spec)
-        mean_dot, rest = jnp.zeros_like(mean), dot
+    return _scaled(values, centre, _times(factor, scale), bias, spec), centre.mean, second
+
+
+def _standardize_jvp(spec: Standardization, primals, tangents):
+    values, mask, count, scale, bias = primals
+    dot, _, _, scale_dot, bias_dot = (None if isinstance(t, SymbolicZero) else t for t in tangents)
+    centre, second = _central(values, mask, count, spec)
+    factor = _factor(second, mask, count, spec)
+    slope = _times(factor, scale)
+    primal = _scaled(values, centre, slope, bias, spec), centre.mean, second
     # In terms of the centred value, which the backward pass recomputes from the input: the normalized one would be an
-    # array more to keep. The order of the factors keeps a vector of norm 1e-14 from overflowing.
-    gain = tangent_gain(second, spec.epsilon, spec.epsilon_mode)
-    normalized_dot = factor * rest - centred * (factor * factor * (gain * (factor * along)))
-    return (centred * factor, mean, second), (normalized_dot, mean_dot, 2 * along)
+    # array more to keep. Products of small arrays come first: transposed, the sums of the cotangent and of its product
+    # with the centred value are then the same for the input, the scale and the bias, and are taken once.
+    centred = centre.subtracted_from(values)
+    mean_dot = second_dot = jnp.zeros_like(second)
+    normalized_dot = jnp.zeros_like(values)
+    if dot is not None:
+        gain = tangent_gain(second, spec.epsilon, spec.epsilon_mode)
+        if spec.centre:
+            mean_dot, along = means((dot, centred * dot), mask, count, spec)
+            rest = slope * dot - slope * mean_dot if _by_columns(values, spec) else slope * (dot - mean_dot)
+        else:
+            (along,) = means((centred * dot,), mask, count, spec)
+            rest = slope * dot
+        second_dot = 2 * along
+        # The order of the factors keeps a vector of norm 1e-14 from overflowing.
+        normalized_dot = rest - centred * (slope * factor * (gain * (factor * along)))
+    if scale_dot is not None:
+        normalized_dot += centred * (factor * scale_dot)
+    return primal, (normalized_dot if bias_dot is None else normalized_dot + bias_dot, mean_dot, second_dot)
+
+
+_standardize.defjvp(_standardize_jvp, symbolic_zeros=True)
+
+
+def _times(factor: jax.Array, scale: jax.Array | None) -> jax.Array:
+    return factor if scale is None else factor * scale
+
+
+def _scaled(values, centre: "_Centre", slope, bias, spec: Standardization):
+    if _by_columns(values, spec) and centre.low is not None:
+        # What is left of the centre is small and joins the bias: the output is one subtraction and one product and sum.
+        shift = -centre.low * slope
+        return (values - centre.high) * slope + (shift if bias is None else bias + shift)
+    scaled = centre.subtracted_from(values) * slope
+    return scaled if bias is None else scaled + bias
+
+
+def _by_columns(values: jax.Array, spec: Standardization) -> bool:
+    # Rows fit into the cache, where a second look at them is free; columns are read from memory each time.
+    return values.ndim - 1 not in spec.axes
 
 
 def _factor(second, mask, count, spec: Standardization):
@@ -281,38 +332,95 @@ def _factor(second, mask, count, spec: Standardization):
     return inverse_root(moment, spec.epsilon, spec.epsilon_mode)
 
 
-def _central(values, mask, count, spec: Standardization):
-    """Centred values, mean and second moment; one reduction without centring, two with it."""
+class _Centre(NamedTuple):
+    """A mean in two parts, because one number of the dtype cannot hold it; `None` is 0."""
+
+    mean: jax.Array
+    high: jax.Array | None = None
+    low: jax.Array | None = None
+
+    def subtracted_from(self, values: jax.Array) -> jax.Array:
+        centred = values if self.high is None else values - self.high
+        return centred if self.low is None else centred - self.low
+
+
+def _central(values, mask, count, spec: Standardization) -> tuple[_Centre, jax.Array]:
+    """The centre of the values and their second moment about it."""
     if not spec.centre:
         (second,) = means((values * values,), mask, count, spec)
-        return values, jnp.zeros_like(second), second
+        return _Centre(jnp.zeros_like(second)), second
+    if mask is None and _by_columns(values, spec):
+        return _central_by_columns(values, count, spec)
     # The first mean only has to be near: it is a constant for autodiff. What it lacks is measured in the second pass.
     near = _rounded(jax.lax.stop_gradient(means((values,), mask, count, spec)[0]))
     shifted = values - near
     rest, square = means((shifted, shifted * shifted), mask, count, spec)
     rest = _rounded(rest)
     # rest is a rounding error of near, so nothing cancels here; the clip is for constant rows.
-    return shifted - rest, near + rest, jnp.maximum(square - rest * rest, 0)
+    return _Centre(near + rest, near, rest), jnp.maximum(square - rest * rest, 0)
 
 
-def _rounded(mean: jax.Array) -> jax.Array:
+def _central_by_columns(values, count, spec: Standardization) -> tuple[_Centre, jax.Array]:
+    """The same where each look at the values is a read of the memory, two as for the textbook's formula.
+
+    An array of the size of the values that is used twice would be written out by the CPU's compiler. Where one
+    difference is needed in two places, two bounds in `_rounded` make it two.
+    """
+    if spec.narrow and jnp.finfo(values.dtype).bits >= 32:
+        near = _rounded(means((values,), None, count, spec)[0])
+        (second,) = means((jnp.square(values - near),), None, count, spec)
+        return _Centre(near, _rounded(near, 0.5)), second
+    blocks, size = _block_means(values, spec)
+    # The sum of the means of all blocks, times the size of one, is that of the values.
+    near = _rounded(jax.lax.stop_gradient(means((blocks,), None, count, spec)[0] * size))
+    # The means of many blocks have independent rounding errors: what they lack together is known better than that of
+    # any of them.
+    terms = blocks - _rounded(near, 0.5), jnp.square(values - near)
+    rest, square = means(terms, None, count, spec)
+    rest = _rounded(rest * size)
+    high = _rounded(near + rest)
+    return _Centre(near + rest, high, rest - (high - near)), jnp.maximum(square - rest * rest, 0)
+
+
+BLOCK = 64
+
+
+def _block_means(values, spec: Standardization) -> tuple[jax.Array, int]:
+    """Means of blocks of the reduced axes and a block's size; the values themselves and 1 where blocks would be few.
+
+    With several axes a block is a line along the last of them.
+    """
+    lengths = [values.shape[a] for a in spec.axes]
+    if len(lengths) > 1 and math.prod(lengths[:-1]) >= BLOCK / 2:
+        return jnp.mean(values, axis=spec.axes[-1], keepdims=True), lengths[-1]
+    if len(lengths) != 1 or lengths[0] % BLOCK or lengths[0] < BLOCK**2:
+        return values, 1
+    (axis,) = spec.axes
+    if jax.typeof(values).sharding.spec[axis] is not None:  # an axis that is explicitly sharded cannot be cut
+        return values, 1
+    cut = (*values.shape[:axis], lengths[0] // BLOCK, BLOCK, *values.shape[axis + 1 :])
+    return jnp.mean(values.reshape(cut), axis=axis + 1), BLOCK
+
+
+def _rounded(mean: jax.Array, share: float = 1.0) -> jax.Array:
     # XLA turns a division by the count into a product with 1 / n, and the compiler fuses that product into `x - mean`
     # in some of the loops that recompute it and not in others. The two then differ by half an ulp of the mean: the very
     # error that the second pass is there to remove. A maximum between product and difference keeps them apart, and
     # unlike a select it can be part of any fusion; the second term makes a mean that is not finite NaN.
-    return jnp.maximum(mean, float(jnp.finfo(mean.dtype).min)) + 0 * mean
+    return jnp.maximum(mean, share * float(jnp.finfo(mean.dtype).min)) + 0 * mean
 
 
 def count_valid(values: jax.Array, mask: jax.Array | None, spec: Standardization) -> jax.Array:
     """The number of valid positions over the axes of `spec` and its mapped axis, in the dtype of `values`."""
     if mask is None:
-        size = math.prod(values.shape[a] for a in spec.axes)
+        size = math.prod(values.shape[a] for a in spec.axes) * (1 if spec.neighbours is None else spec.neighbours[1])
         count = jnp.full((1,) * values.ndim, size, values.dtype)
         # psum of a constant is the axis size times it: no collective is emitted.
         return count if spec.axis_name is None else across(count, spec)
     # A mask axis of size 1 stands for the whole axis of the values. Integers count exactly.
     repeat = math.prod(values.shape[a] for a in spec.axes if mask.shape[a] == 1)
     valid = jnp.sum(mask, axis=spec.axes, keepdims=True, dtype=jnp.int32) * repeat
+    valid = _over_neighbours(valid, spec)
     return across(valid, spec).astype(values.dtype)
 
 
@@ -322,9 +430,21 @@ def means(
     """Means of several arrays over the valid positions, merged across devices together; 0 for an empty set."""
     if mask is not None:
         values = tuple(jnp.where(mask, v, 0) for v in values)
-    sums = across(tuple(jnp.sum(v, axis=spec.axes, keepdims=True) for v in values), spec)
+    sums = tuple(_over_neighbours(jnp.sum(v, axis=spec.axes, keepdims=True), spec) for v in values)
     divisor = jnp.maximum(count, 1)
-    return tuple(total / divisor for total in sums)
+    return tuple(total / divisor for total in across(sums, spec))
+
+
+def _over_neighbours(total: jax.Array, spec: Standardization) -> jax.Array:
+    """The sum over each group of neighbours, at every member of the group."""
+    if spec.neighbours is None:
+        return total
+    axis, size = spec.neighbours
+    if total.shape[axis] == 1:  # one value of a mask for the whole axis
+        return total * size
+    cut = total.reshape(*total.shape[:axis], -1, size, *total.shape[axis + 1 :])
+    together = jnp.sum(cut, axis=axis + 1, keepdims=True, dtype=total.dtype)
+    return jnp.broadcast_to(together, cut.shape).reshape(total.shape)
 
 
 def across(value: Any, spec: Standardization) -> Any:

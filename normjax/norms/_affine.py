@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.precision import Precision, output_dtype, scale_shift_cast
+from normjax.moments import Moments, Standardization, prepare, standardize
+from normjax.precision import Precision, output_dtype, promote, scale_shift_cast, statistics_dtype
 
 Initializer = Callable[[Any, tuple[int, ...], Any], jax.Array]
 
@@ -58,6 +59,16 @@ def affine_params(
     return init_params
 
 
+def check_affine(
+    x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, feature_axes: tuple[int, ...]
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Returns scale and bias, or raises `ValueError` where they do not have the shape of the features of `x`."""
+    features = tuple(x.shape[a] for a in feature_axes)
+    _checks.check_parameter("scale", scale, x.shape, features)
+    _checks.check_parameter("bias", bias, x.shape, features)
+    return scale, bias
+
+
 def affine(
     normalized: jax.Array,
     x: jax.Array,
@@ -68,11 +79,33 @@ def affine(
     scale_offset: float = 0.0,
 ) -> jax.Array:
     """Checks scale and bias against the features of `x`, applies them and casts (`scale_shift_cast`)."""
-    features = tuple(x.shape[a] for a in feature_axes)
-    _checks.check_parameter("scale", scale, x.shape, features)
-    _checks.check_parameter("bias", bias, x.shape, features)
+    check_affine(x, scale, bias, feature_axes)
     scale, bias = (None if p is None else _checks.broadcast_to_features(p, feature_axes, x.ndim) for p in (scale, bias))
     return scale_shift_cast(normalized, scale, bias, x.dtype, precision, scale_offset)
+
+
+def standardized(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    feature_axes: tuple[int, ...],
+    spec: Standardization,
+    mask: jax.Array | None,
+    precision: Precision,
+) -> tuple[jax.Array, Moments]:
+    """`prepare`, `standardize` and `affine`: one formula where scale and bias are constant in each set, else two."""
+    values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
+    out = output_dtype(x.dtype, (scale, bias), precision)
+    wide = precision.cast_order == "scale_then_cast" and promote(values.dtype, out) == values.dtype
+    if not wide or set(feature_axes) & set(spec.axes):
+        normalized, moments = standardize(values, mask, spec)
+        return affine(normalized, x, scale, bias, feature_axes, precision), moments
+    scale, bias = (
+        None if p is None else _checks.broadcast_to_features(p, feature_axes, x.ndim).astype(values.dtype)
+        for p in check_affine(x, scale, bias, feature_axes)
+    )
+    y, moments = standardize(values, mask, spec, scale, bias)
+    return y.astype(out), moments
 
 
 def multiplied(

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, Moments, prepare, standardization, standardize
-from normjax.norms._affine import Initializer, affine, affine_inits
+from normjax.moments import AxisName, Moments, standardization
+from normjax.norms._affine import Initializer, affine_inits, standardized
 from normjax.norms._axes import batch_axes
 from normjax.norms._running_statistics import initialize, normalize_with_statistics, running_statistics, update_running
-from normjax.precision import TORCH, Precision, statistics_dtype
+from normjax.precision import TORCH, Precision
 from normjax.transform import NormTransform
 
 
@@ -68,9 +68,7 @@ def batch_normalize(
     features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
     axes = batch_axes(x.ndim, features, axis_name)
     spec = standardization(x, axes, epsilon=epsilon, axis_name=axis_name, axis_index_groups=axis_index_groups)
-    values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
-    normalized, moments = standardize(values, mask, spec)
-    return affine(normalized, x, scale, bias, features, precision), moments
+    return standardized(x, scale, bias, features, spec, mask, precision)
 
 
 @method(

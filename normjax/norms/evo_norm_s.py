@@ -18,7 +18,7 @@ from normjax._method import method
 from normjax.moments import AxisName, prepare, standardization, standardize, variance
 from normjax.norms._affine import Initializer, affine
 from normjax.norms._evo import init_evo, times_v
-from normjax.norms._groups import check_groups, group_axes, split_groups
+from normjax.norms._groups import check_groups
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
 from normjax.transform import NormTransform, stateless
 
@@ -77,12 +77,12 @@ def evo_normalize_s(
     _checks.check_choice("variant", variant, Variant)
     (feature,) = _checks.canonical_axes(feature_axis, x.ndim, "feature_axis")
     values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
-    grouped, grouped_mask = split_groups(values, mask, feature, num_groups=num_groups, group_size=group_size)
-    reduced = group_axes(_checks.other_axes((0, feature), x.ndim), feature)
-    centre = not variant.startswith("S2")
-    spec = standardization(grouped, reduced, epsilon=epsilon, centre=centre, axis_name=axis_name)
-    _, moments = standardize(grouped, grouped_mask, spec)
-    y = (grouped * inverse_root(variance(moments), epsilon)).reshape(x.shape)
+    neighbours = (feature, x.shape[feature] // check_groups(x, feature, num_groups, group_size))
+    reduced = _checks.other_axes((0, feature), x.ndim)
+    options = {"centre": not variant.startswith("S2"), "axis_name": axis_name, "neighbours": neighbours}
+    spec = standardization(values, reduced, epsilon=epsilon, **options)
+    _, moments = standardize(values, mask, spec)
+    y = values * inverse_root(variance(moments), epsilon)
     if apply_activation:
         y = y * jax.nn.sigmoid(times_v(values, v, feature))
     elif not variant.endswith("a"):

@@ -9,12 +9,13 @@ Weights that feed it are scale-invariant group by group, up to epsilon.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import AxisName, prepare, standardization, standardize
-from normjax.norms._affine import Initializer, affine, affine_inits, init_affine
-from normjax.norms._groups import check_groups, group_axes, split_groups
+from normjax.norms._affine import Initializer, affine, affine_inits, init_affine, standardized
+from normjax.norms._groups import check_groups, split_groups
 from normjax.precision import TORCH, EpsilonMode, Precision, statistics_dtype
 from normjax.transform import NormTransform, stateless
 
@@ -73,16 +74,23 @@ def group_normalize(
     """
     (feature,) = _checks.canonical_axes(feature_axis, x.ndim, "feature_axis")
     reduced = tuple(range(1, x.ndim)) if axis is None else _checks.canonical_axes(axis, x.ndim)
+    groups = check_groups(x, feature, num_groups, group_size)
+    size = x.shape[feature] // groups
+    options = {"epsilon": epsilon, "epsilon_mode": epsilon_mode}
+    options |= {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
+    space = tuple(a for a in reduced if a != feature)
+    if per_group:
+        for name, parameter in {"scale": scale, "bias": bias}.items():
+            _checks.check_parameter(name, parameter, x.shape, (x.shape[feature] // size,))
+        scale, bias = (None if p is None else jnp.repeat(p, size) for p in (scale, bias))
+    if space:
+        spec = standardization(x, space, neighbours=(feature, size), **options)
+        return standardized(x, scale, bias, (feature,), spec, mask, precision)[0]
     if mask is not None:
         _checks.check_mask(mask, x.shape)
-    grouped, mask = split_groups(x, mask, feature, num_groups=num_groups, group_size=group_size)
-    axes = group_axes(tuple(a for a in reduced if a != feature), feature)
-    mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
-    spec = standardization(grouped, axes, epsilon=epsilon, epsilon_mode=epsilon_mode, **mapped)
-    values, mask = prepare(grouped, mask, statistics_dtype(x.dtype, precision))
-    normalized, _ = standardize(values, mask, spec)
-    if per_group:
-        return affine(normalized, grouped, scale, bias, (feature,), precision).reshape(x.shape)
+    grouped, mask = split_groups(x, mask, feature, num_groups=groups)
+    spec = standardization(grouped, feature + 1, **options)
+    normalized, _ = standardize(*prepare(grouped, mask, statistics_dtype(x.dtype, precision)), spec)
     return affine(normalized.reshape(x.shape), x, scale, bias, (feature,), precision)
 
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, Moments, prepare, standardization, standardize
-from normjax.norms._affine import Initializer, affine, affine_inits, init_affine
+from normjax.moments import AxisName, Moments, standardization
+from normjax.norms._affine import Initializer, affine_inits, init_affine, standardized
 from normjax.norms._axes import spatial_axes
 from normjax.norms._running_statistics import normalize_with_statistics, update_averaged
 from normjax.precision import TORCH, EpsilonMode, Precision, statistics_dtype
@@ -89,9 +89,7 @@ def _normalize(
     features = _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
     axes = spatial_axes(x.ndim, feature_axes, batch_axes, axis_name)
     spec = standardization(x, axes, axis_name=axis_name, **options)
-    values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
-    normalized, moments = standardize(values, mask, spec)
-    return affine(normalized, x, scale, bias, features, precision), moments
+    return standardized(x, scale, bias, features, spec, mask, precision)
 
 
 @method(
