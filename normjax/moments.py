@@ -349,6 +349,12 @@ def _central(values, mask, count, spec: Standardization) -> tuple[_Centre, jax.A
     if not spec.centre:
         (second,) = means((values * values,), mask, count, spec)
         return _Centre(jnp.zeros_like(second)), second
+    if mask is None and spec.narrow and jnp.finfo(values.dtype).bits >= 32:
+        # What the mean of a narrow input lacks in a wider dtype is far below a rounding of the input.
+        near = _rounded(means((values,), None, count, spec)[0])
+        (second,) = means((jnp.square(values - near),), None, count, spec)
+        # Columns: see `_central_by_columns`.
+        return _Centre(near, _rounded(near, 0.5) if _by_columns(values, spec) else near), second
     if mask is None and _by_columns(values, spec):
         return _central_by_columns(values, count, spec)
     # The first mean only has to be near: it is a constant for autodiff. What it lacks is measured in the second pass.
@@ -366,10 +372,6 @@ def _central_by_columns(values, count, spec: Standardization) -> tuple[_Centre, 
     An array of the size of the values that is used twice would be written out by the CPU's compiler. Where one
     difference is needed in two places, two bounds in `_rounded` make it two.
     """
-    if spec.narrow and jnp.finfo(values.dtype).bits >= 32:
-        near = _rounded(means((values,), None, count, spec)[0])
-        (second,) = means((jnp.square(values - near),), None, count, spec)
-        return _Centre(near, _rounded(near, 0.5)), second
     blocks, size = _block_means(values, spec)
     # The sum of the means of all blocks, times the size of one, is that of the values.
     near = _rounded(jax.lax.stop_gradient(means((blocks,), None, count, spec)[0] * size))
@@ -383,22 +385,25 @@ def _central_by_columns(values, count, spec: Standardization) -> tuple[_Centre, 
 
 
 BLOCK = 64
+LEAST_BLOCKS = 16  # their rounding errors average to a quarter of one
 
 
 def _block_means(values, spec: Standardization) -> tuple[jax.Array, int]:
     """Means of blocks of the reduced axes and a block's size; the values themselves and 1 where blocks would be few.
 
-    With several axes a block is a line along the last of them.
+    With several axes a block is a line along the last of them, or what lies across that line.
     """
-    lengths = [values.shape[a] for a in spec.axes]
-    if len(lengths) > 1 and math.prod(lengths[:-1]) >= BLOCK / 2:
-        return jnp.mean(values, axis=spec.axes[-1], keepdims=True), lengths[-1]
-    if len(lengths) != 1 or lengths[0] % BLOCK or lengths[0] < BLOCK**2:
+    if len(spec.axes) > 1:
+        *others, along = spec.axes
+        for inner, outer in (((along,), others), (tuple(others), (along,))):
+            if math.prod(values.shape[a] for a in outer) >= LEAST_BLOCKS:
+                return jnp.mean(values, axis=inner, keepdims=True), math.prod(values.shape[a] for a in inner)
+    if len(spec.axes) != 1 or values.shape[spec.axes[0]] % BLOCK or values.shape[spec.axes[0]] < BLOCK * LEAST_BLOCKS:
         return values, 1
     (axis,) = spec.axes
     if jax.typeof(values).sharding.spec[axis] is not None:  # an axis that is explicitly sharded cannot be cut
         return values, 1
-    cut = (*values.shape[:axis], lengths[0] // BLOCK, BLOCK, *values.shape[axis + 1 :])
+    cut = (*values.shape[:axis], -1, BLOCK, *values.shape[axis + 1 :])
     return jnp.mean(values.reshape(cut), axis=axis + 1), BLOCK
 
 

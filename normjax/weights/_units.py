@@ -68,7 +68,8 @@ def normalize_units(
     epsilon = epsilon / (ratio**2 if epsilon_mode == "inside" else ratio)
     shape, out = unit_shape(kernel, feature_axes), output_dtype(kernel.dtype, (scale,), precision)
     _checks.check_parameter("scale", scale, kernel.shape, shape)
-    if precision.cast_order == "scale_then_cast" and not centre and not 0 < epsilon < _SAFE:
+    folds, wide = precision.cast_order == "scale_then_cast", dataclasses.replace(precision, output=out)
+    if folds and not centre and not 0 < epsilon < _SAFE:
         # One multiplier for each unit, so that one sum in the backward pass serves it and the kernel.
         if epsilon_mode == "inside" and not epsilon:
             # The same function, whose derivative does not overflow for units of norm 1e-14.
@@ -76,11 +77,13 @@ def normalize_units(
         values, spec = _prepared(kernel, feature_axes, precision, centre)
         (square,), _ = raw_means((values * values,), None, spec)
         inverse = inverse_root(square, epsilon, epsilon_mode).reshape(shape)
-        wide = dataclasses.replace(precision, output=out)
         multiplier = inverse * (factor / ratio)
         multiplier = multiplier if scale is None else multiplier * scale.astype(multiplier.dtype)
         return affine(values.reshape(kernel.shape), kernel, multiplier, None, units, wide)
     normalized, _ = _standardized(kernel, feature_axes, precision, epsilon, epsilon_mode, centre)
+    if folds and scale is not None:
+        multiplier = scale.astype(normalized.dtype) * (factor / ratio)
+        return affine(normalized, kernel, multiplier, None, units, wide)
     return affine(normalized * (factor / ratio), kernel, scale, None, units, precision)
 
 
