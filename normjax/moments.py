@@ -134,6 +134,7 @@ class Standardization:
       epsilon: Non-negative number.
       epsilon_mode: Where epsilon sits (`normjax.precision.inverse_root`).
       centre: Whether the mean is subtracted; without it the second moment is the mean square.
+      ddof: Subtracted from the count in the variance that divides; 1 for the unbiased one.
       axis_name: Mapped axis to merge over.
       axis_index_groups: Groups of that axis, as a tuple of tuples.
       neighbours: `(axis, size)`: groups of `size` neighbours on a kept axis share their statistics, which are returned
@@ -146,6 +147,7 @@ class Standardization:
     epsilon: float = 0.0
     epsilon_mode: EpsilonMode = "inside"
     centre: bool = True
+    ddof: int = 0
     axis_name: AxisName = None
     axis_index_groups: tuple[tuple[int, ...], ...] | None = None
     neighbours: tuple[int, int] | None = None
@@ -159,6 +161,7 @@ def standardization(
     epsilon: float = 0.0,
     epsilon_mode: EpsilonMode = "inside",
     centre: bool = True,
+    ddof: int = 0,
     axis_name: AxisName = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     neighbours: tuple[int, int] | None = None,
@@ -174,7 +177,7 @@ def standardization(
     if groups is not None and axis_name is None:
         raise ValueError(f"axis_index_groups={axis_index_groups!r} needs axis_name=, got axis_name=None.")
     narrow = jnp.finfo(x.dtype).bits < 32
-    return Standardization(axes, epsilon, epsilon_mode, centre, axis_name, groups, neighbours, narrow)
+    return Standardization(axes, epsilon, epsilon_mode, centre, ddof, axis_name, groups, neighbours, narrow)
 
 
 def prepare(x: jax.Array, mask: jax.Array | None, dtype: Any = None) -> tuple[jax.Array, jax.Array | None]:
@@ -290,7 +293,8 @@ def _standardize_jvp(spec: Standardization, primals, tangents):
     mean_dot = second_dot = jnp.zeros_like(second)
     normalized_dot = jnp.zeros_like(values)
     if dot is not None:
-        gain = tangent_gain(second, spec.epsilon, spec.epsilon_mode)
+        unbias = _unbias(count, spec)
+        gain = unbias * tangent_gain(second * unbias, spec.epsilon, spec.epsilon_mode)
         if spec.centre:
             mean_dot, along = means((dot, centred * dot), mask, count, spec)
             rest = slope * dot - slope * mean_dot if _by_columns(values, spec) else slope * (dot - mean_dot)
@@ -326,9 +330,15 @@ def _by_columns(values: jax.Array, spec: Standardization) -> bool:
     return values.ndim - 1 not in spec.axes
 
 
+def _unbias(count, spec: Standardization):
+    # One value has no deviation: whatever divides, its variance is 0.
+    return 1.0 if spec.ddof == 0 else count / jnp.maximum(count - spec.ddof, 1)
+
+
 def _factor(second, mask, count, spec: Standardization):
     # The empty-mask rule: statistics of nothing are (0, 1). Without a mask no set is empty.
-    moment = second if mask is None else jnp.where(count > 0, second, 1)
+    moment = second * _unbias(count, spec)
+    moment = moment if mask is None else jnp.where(count > 0, moment, 1)
     return inverse_root(moment, spec.epsilon, spec.epsilon_mode)
 
 

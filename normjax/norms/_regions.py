@@ -5,8 +5,7 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax.moments import AxisName, prepare, standardization, standardize, variance
-from normjax.norms._variance import divided_by
-from normjax.precision import Precision, statistics_dtype
+from normjax.precision import Precision, inverse_root, statistics_dtype
 
 
 def standardize_regions(
@@ -33,5 +32,7 @@ def standardize_regions(
     parts = []
     for normalized, moments in found:
         share = jnp.where(moments.count > 0, moments.count / jnp.maximum(total, 1), 1)
-        parts.append(divided_by(normalized, moments, share * variance(moments), spec) * jnp.sqrt(share))
+        # The same deviations by another divisor: one value for each set, and nothing singular without a spread.
+        used, wanted = (inverse_root(v, epsilon) for v in (variance(moments), share * variance(moments)))
+        parts.append(normalized * (wanted * jnp.sqrt(share) / jnp.where(used > 0, used, 1)))
     return jnp.where(foreground, *parts)

@@ -1,5 +1,6 @@
 """Statistics of a content and of a style, shared by adaptive instance normalization and its content-aware form."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,6 @@ import jax.numpy as jnp
 from normjax import _checks
 from normjax.moments import Moments, compute_moments, prepare, standardization, standardize, variance
 from normjax.norms._context import check_condition
-from normjax.norms._variance import divided_by
 from normjax.precision import EpsilonMode, Precision, inverse_root, statistics_dtype
 
 
@@ -32,21 +32,25 @@ def content_and_style(
     mask: jax.Array | None,
     style_mask: jax.Array | None,
     precision: Precision,
+    affine: Callable[[Unbiased], tuple[jax.Array, jax.Array]] | None = None,
 ) -> tuple[jax.Array, jax.Array, Unbiased, Unbiased]:
-    """Returns the content in the statistics dtype, normalized by its unbiased variance, and both sets of statistics."""
+    """Returns the content in the statistics dtype, normalized by its unbiased variance, and both sets of statistics.
+
+    `affine` turns the statistics of the style into a scale and a bias that the normalization takes with it.
+    """
     (feature,) = _checks.canonical_axes(feature_axis, content.ndim, "feature_axis")
     check_condition("style", style, content.shape, {0: content.shape[0], feature: content.shape[feature]})
     axes = _checks.other_axes((0, feature), content.ndim)
     if feature == 0 or not axes:
         raise ValueError(f"feature_axis={feature_axis} leaves no spatial axis of an input of shape {content.shape}.")
     dtype = statistics_dtype(content.dtype, precision)
-    spec = standardization(content, axes, epsilon=epsilon, epsilon_mode=epsilon_mode)
+    spec = standardization(content, axes, epsilon=epsilon, epsilon_mode=epsilon_mode, ddof=1)
     values, valid = prepare(content, mask, dtype)
-    normalized, moments = standardize(values, valid, spec)
-    own = _unbiased(moments)
     _checks.check_input(style)
     target = _unbiased(compute_moments(style.astype(dtype), axes, mask=style_mask))
-    return values, divided_by(normalized, moments, own.var, spec), own, target
+    scale, bias = (None, None) if affine is None else affine(target)
+    normalized, moments = standardize(values, valid, spec, scale, bias)
+    return values, normalized, _unbiased(moments), target
 
 
 def _unbiased(moments: Moments) -> Unbiased:

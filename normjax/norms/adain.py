@@ -58,11 +58,14 @@ def adain_normalize(
       Huang and Belongie 2017, [Arbitrary Style Transfer in Real-time](https://arxiv.org/abs/1703.06868).
     """
     _checks.check_fraction("alpha", alpha)
-    values, normalized, _, target = content_and_style(
-        content, style, feature_axis, epsilon, "inside", mask, style_mask, precision
+
+    def affine(target):
+        return alpha * target.deviation(epsilon), alpha * target.mean
+
+    values, stylized, _, _ = content_and_style(
+        content, style, feature_axis, epsilon, "inside", mask, style_mask, precision, affine
     )
-    stylized = normalized * target.deviation(epsilon) + target.mean
-    y = stylized if alpha == 1 else alpha * stylized + (1 - alpha) * values
+    y = stylized if alpha == 1 else stylized + (1 - alpha) * values
     return y.astype(content.dtype)
 
 

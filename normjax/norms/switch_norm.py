@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, Moments, Standardization, compute_moments, prepare, standardization
+from normjax.moments import AxisName, Moments, Standardization, prepare, raw_means, standardization
 from normjax.norms._affine import Initializer, affine, affine_inits, init_affine
 from normjax.norms._running_statistics import update_running
 from normjax.norms._switch_statistics import statistics
@@ -80,8 +80,9 @@ def switch_normalize(
     over_batch = standardization(x, 0, epsilon=epsilon, **mapped)
     values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
     # The weights sum to 1 only up to rounding, which a large common offset would multiply.
-    common = compute_moments(values, range(x.ndim), mask=mask, **({} if running else mapped))
-    offset = jax.lax.stop_gradient(common.mean)
+    whole = standardization(values, range(x.ndim), **({} if running else mapped))
+    (common,), _ = raw_means((values,), mask, whole)
+    offset = jax.lax.stop_gradient(common)
     values = values - offset
     specs = (Standardization((feature,)), *([] if running else [over_batch]))
     kinds = statistics(values, mask, spatial, specs)

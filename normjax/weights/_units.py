@@ -80,10 +80,15 @@ def normalize_units(
         multiplier = inverse * (factor / ratio)
         multiplier = multiplier if scale is None else multiplier * scale.astype(multiplier.dtype)
         return affine(values.reshape(kernel.shape), kernel, multiplier, None, units, wide)
+    if folds:
+        values, spec = _prepared(kernel, feature_axes, precision, centre, epsilon=epsilon, epsilon_mode=epsilon_mode)
+        multiplier = jnp.ones(shape, values.dtype) if scale is None else scale.astype(values.dtype)
+        multiplier = _checks.broadcast_to_features(multiplier * (factor / ratio), units, kernel.ndim)
+        normalized, _ = standardize(
+            values, None, spec, multiplier.reshape((1,) * (values.ndim - kernel.ndim) + multiplier.shape)
+        )
+        return affine(normalized.reshape(kernel.shape), kernel, None, None, units, wide)
     normalized, _ = _standardized(kernel, feature_axes, precision, epsilon, epsilon_mode, centre)
-    if folds and scale is not None:
-        multiplier = scale.astype(normalized.dtype) * (factor / ratio)
-        return affine(normalized, kernel, multiplier, None, units, wide)
     return affine(normalized * (factor / ratio), kernel, scale, None, units, precision)
 
 
