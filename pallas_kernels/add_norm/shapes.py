@@ -1,0 +1,4 @@
+"""Named shapes of addition and norm: those of the row norms."""
+
+from pallas_kernels.row_norm.shapes import SHAPES as SHAPES
+from pallas_kernels.row_norm.shapes import Shape as Shape
