@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
 
 from pallas_kernels._dispatch import Implementation
@@ -26,7 +25,7 @@ def add_layer_norm(
     implementation: Implementation | None = None,
     mesh: Mesh | None = None,
     spec: PartitionSpec | None = None,
-    interpret: bool | pltpu.InterpretParams = False,
+    interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     r"""The sum of a residual stream and what a layer adds to it, and the layer normalization of that sum.
 
@@ -83,7 +82,7 @@ def add_rms_norm(
     implementation: Implementation | None = None,
     mesh: Mesh | None = None,
     spec: PartitionSpec | None = None,
-    interpret: bool | pltpu.InterpretParams = False,
+    interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     r"""The sum of a residual stream and what a layer adds to it, and the RMS normalization of that sum.
 
@@ -128,7 +127,7 @@ def _check_residual(x: jax.Array, residual: jax.Array) -> None:
         raise ValueError(f"x and residual must have one shape, got {x.shape} and {residual.shape}.")
     if not all(jnp.issubdtype(a.dtype, jnp.floating) for a in (x, residual)):
         raise TypeError(f"expected real floating arrays, got {x.dtype} and {residual.dtype}; cast them first.")
-    if jnp.promote_types(x.dtype, residual.dtype) != residual.dtype:
+    if x.dtype != residual.dtype and x.dtype.itemsize >= residual.dtype.itemsize:
         raise TypeError(
-            f"the sum has the residual's dtype, {residual.dtype}, which would narrow x of {x.dtype}; cast one of them."
+            f"the sum has the residual's dtype, {residual.dtype}, which cannot hold x of {x.dtype}; cast one of them."
         )

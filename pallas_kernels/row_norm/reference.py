@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels._axes import before_axis_after
+from pallas_kernels._axes import before_axis_after, wide
 from pallas_kernels.row_norm import formula
 from pallas_kernels.row_norm.formula import RowNorm
 
@@ -17,7 +17,7 @@ def forward(settings: RowNorm, inputs: tuple, save: bool) -> tuple[tuple, tuple]
     """Outputs, and what the backward pass needs; statistics are `(before, 1, after)`."""
     *tensors, scale, bias = inputs
     whole = sum_of(*tensors) if settings.residual else tensors[0]
-    x = _wide(whole)
+    x = wide(whole)
     shift, rstd = _statistics(settings, x)
     weight, bias = (_along(p, x, settings) for p in (formula.weight(scale, settings.scale_offset), bias))
     y = formula.output(formula.centred(settings.kind, x, shift), rstd, weight, bias).astype(tensors[0].dtype)
@@ -35,10 +35,10 @@ def sum_of(x: jax.Array, residual: jax.Array) -> jax.Array:
 
 def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tuple) -> tuple:
     """Gradients of the inputs; those of the parameters are float32 sums over the local rows."""
-    (whole, *statistics), (scale, bias), kind = saved, parameters, settings.kind
-    x, dy = _wide(whole), _wide(cotangents[-1])
+    (whole, shift, rstd), (scale, bias), kind = saved, parameters, settings.kind
+    x, dy = wide(whole), wide(cotangents[-1])
     kept = [1 if a in settings.axes else size for a, size in enumerate(x.shape)]
-    shift, rstd = (None if s is None else s.reshape(kept) for s in statistics)
+    shift, rstd = None if shift is None else shift.reshape(kept), rstd.reshape(kept)
     weight = _along(formula.weight(scale, settings.scale_offset), x, settings)
     g = dy if weight is None else dy * weight
     sums = lambda terms: _sums(terms(x, g), settings)  # noqa: E731
@@ -48,13 +48,9 @@ def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tup
     dscale = None if scale is None else jnp.sum(dy * (formula.centred(kind, x, shift) * rstd), rows)
     dbias = None if bias is None else jnp.sum(dy, rows)
     if settings.residual:
-        dx = dx + _wide(cotangents[0])
+        dx = dx + wide(cotangents[0])
         return dx.astype(cotangents[1].dtype), dx.astype(whole.dtype), dscale, dbias
     return dx.astype(whole.dtype), dscale, dbias
-
-
-def _wide(array: jax.Array) -> jax.Array:
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def _along(parameter: jax.Array | None, x: jax.Array, settings: RowNorm) -> jax.Array | None:
