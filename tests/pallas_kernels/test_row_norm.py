@@ -5,7 +5,6 @@ masked is seen.
 """
 
 import functools
-import typing
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +15,9 @@ from jax.experimental import pallas as pl
 import pallas_kernels
 from pallas_kernels import _gpu_tiling, _strips
 from pallas_kernels._dispatch import IMPLEMENTATIONS
-from pallas_kernels.row_norm import formula, gpu, shapes
+from pallas_kernels.row_norm import gpu, shapes
 from tests.pallas_kernels import oracle
 
-KINDS = typing.get_args(formula.Kind)
 CALLS = {"layer": pallas_kernels.layer_norm, "rms": pallas_kernels.rms_norm, "crms": pallas_kernels.crms_norm}
 EPSILON = 1e-5
 
@@ -68,12 +66,17 @@ def check(kind, call, arrays, axis, scale_offset=0.0):
             oracle.assert_close(gradient, *expected[name], f"gradient of {name}")
 
 
-# crms differs from rms in two lines of the formula, which every third shape visits.
-CASES = [(n, k) for i, n in enumerate(shapes.SMALL) for k in KINDS if k != "crms" or i % 3 == 0]
+# layer runs every line of the kernels; rms and crms leave some out, or differ in the formulas that all share.
+CASES = [
+    pytest.param(name, kind, implementation, id=f"{name}-{kind}-{implementation}")
+    for i, name in enumerate(shapes.SMALL)
+    for k, implementation in enumerate(IMPLEMENTATIONS)
+    for kind, visited in (("layer", True), ("rms", (i + k) % 2 == 0), ("crms", (i + k) % 3 == 0))
+    if visited
+]
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize(("name", "kind"), CASES)
+@pytest.mark.parametrize(("name", "kind", "implementation"), CASES)
 def test_agrees_with_float64(rng, name, kind, implementation):
     shape = shapes.SMALL[name]
     check(kind, norm(kind, implementation, axis=shape.axis), inputs(rng, shape, kind), shape.axis)
@@ -138,9 +141,9 @@ def test_a_row_has_the_same_bits_in_any_batch(rng, implementation, axis):
         return tuple(map(place, (y, *vjp(place(dy[rows])))))
 
     whole = value_and_gradient(slice(None))
-    for rows in (slice(0, 600), slice(417, 1100)):
-        for part, all_rows in zip(value_and_gradient(rows), whole, strict=True):
-            np.testing.assert_array_equal(part, all_rows[rows])
+    rows = slice(417, 1050)
+    for part, all_rows in zip(value_and_gradient(rows), whole, strict=True):
+        np.testing.assert_array_equal(part, all_rows[rows])
 
 
 def test_the_interpreter_poisons_what_a_kernel_leaves_out():
