@@ -1,0 +1,161 @@
+"""Row norms on GPU by Triton: tiles in registers, statistics and parameter gradients in float32.
+
+A row that fits a tile is read once; a wider one is swept again, which the caches serve. The backward pass is a fixed
+number of programs, each with its own sums of the parameters' gradients: one row of partial sums per program, whatever
+the number of rows.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+from pallas_kernels import _gpu_tiling
+from pallas_kernels._axes import before_axis_after
+from pallas_kernels._gpu_tiling import F32, Tile, Tiling
+from pallas_kernels.row_norm import formula
+from pallas_kernels.row_norm.formula import RowNorm
+
+# Two programs for each of the 132 multiprocessors of an H100 or H200, or one where there are two parameters' sums: 4 %
+# of the bytes of a bfloat16 array of 8192 rows.
+PROGRAMS = 264
+
+
+def _forward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tiling: Tiling) -> None:
+    ref: dict[str, Any] = dict(zip(names, refs, strict=True))
+    tile, kind = Tile(tiling, pl.program_id(0)), settings.kind
+
+    def load(feature):
+        x = tile.load(ref["x"], feature)
+        if "sum" in ref:
+            x = x.astype(ref["sum"].dtype) + tile.load(ref["residual"], feature)
+        return x.astype(F32)
+
+    load = _gpu_tiling.once(load, tiling)
+    sums = lambda terms: tile.sums(lambda feature: terms(load(feature)))  # noqa: E731
+    shift, rstd = formula.statistics(kind, tiling.shape[1], settings.epsilon, sums)
+    for feature in tiling.chunks:
+        x = load(feature)
+        if "sum" in ref:
+            tile.store(ref["sum"], feature, x)
+        weight = formula.weight(_gpu_tiling.parameter(ref.get("scale"), feature, tiling), settings.scale_offset)
+        bias = _gpu_tiling.parameter(ref.get("bias"), feature, tiling)
+        tile.store(ref["y"], feature, formula.output(formula.centred(kind, x, shift), rstd, weight, bias))
+    for name, value in (("shift", shift), ("rstd", rstd)):
+        if name in ref:
+            tile.store_statistic(ref[name], value)
+
+
+def _call(kernel, name: str, settings: RowNorm, tiling: Tiling, programs: int, inputs: dict, outputs: dict) -> dict:
+    body = functools.partial(kernel, names=(*inputs, *outputs), settings=settings, tiling=tiling)
+
+    def specs(arrays):
+        return tuple(pl.no_block_spec if n in ("shift", "rstd") else tiling.spec(a) for n, a in arrays.items())
+
+    results = pl.pallas_call(
+        body,
+        out_shape=tuple(outputs.values()),
+        grid=(programs,),
+        in_specs=specs(inputs),
+        out_specs=specs(outputs),
+        compiler_params=plt.CompilerParams(num_warps=tiling.warps, num_stages=1),
+        interpret=bool(settings.interpret),
+        name=f"{settings.kind}_norm_{name}",
+    )(*inputs.values())
+    return dict(zip(outputs, results, strict=True))
+
+
+def forward(settings: RowNorm, inputs: tuple, save: bool) -> tuple[tuple, tuple]:
+    """As `reference.forward`."""
+    *tensors, scale, bias = inputs
+    whole = tensors[-1]
+    tiles = _gpu_tiling.tiling(before_axis_after(whole.shape, settings.axes))
+    operands = dict(zip(("x", "residual"), map(tiles.tensor, tensors), strict=False))
+    operands |= {n: p.reshape(-1) for n, p in (("scale", scale), ("bias", bias)) if p is not None}
+    like = lambda array: jax.ShapeDtypeStruct(tiles.tensor(array).shape, array.dtype)  # noqa: E731
+    results = {"sum": like(whole)} if settings.residual else {}
+    results["y"] = like(tensors[0])
+    if save:
+        statistics = ("rstd",) if settings.kind == "rms" else ("shift", "rstd")
+        results |= dict.fromkeys(statistics, jax.ShapeDtypeStruct(tiles.statistic_shape, F32))
+    found = _call(_forward_kernel, "fwd", settings, tiles, tiles.tiles, operands, results)
+    outputs = tuple(found[n].reshape(whole.shape) for n in ("sum", "y") if n in found)
+    if not save:
+        return outputs, ()
+    before, _, after = tiles.shape
+    shift, rstd = (found[n].reshape(before, 1, after) if n in found else None for n in ("shift", "rstd"))
+    return outputs, (outputs[0] if settings.residual else whole, shift, rstd)
+
+
+def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tiling: Tiling, programs: int) -> None:
+    ref: dict[str, Any] = dict(zip(names, refs, strict=True))
+    program, kind = pl.program_id(0), settings.kind
+    wanted = [name for name in ("dscale", "dbias") if name in ref]
+
+    def over_rows(term):
+        # Columns are many and rows of a tile are few: only the former are summed at once.
+        return term if tiling.axis == 1 else jnp.sum(term, axis=1, keepdims=True)
+
+    def one(index, accumulators):
+        tile = Tile(tiling, index)
+        rstd = tile.load_statistic(ref["rstd"])
+        shift = tile.load_statistic(ref["shift"]) if "shift" in ref else None
+
+        def load(feature):
+            x, dy = tile.load(ref["x"], feature).astype(F32), tile.load(ref["dy"], feature).astype(F32)
+            weight = formula.weight(_gpu_tiling.parameter(ref.get("scale"), feature, tiling), settings.scale_offset)
+            return x, dy if weight is None else dy * weight, dy
+
+        load = _gpu_tiling.once(load, tiling)
+        sums = lambda terms: tile.sums(lambda feature: terms(*load(feature)[:2]))  # noqa: E731
+        mean, slope = formula.projections(kind, tiling.shape[1], shift, rstd, sums)
+        grown = []
+        for feature, accumulator in zip(tiling.chunks, accumulators, strict=True):
+            x, g, dy = load(feature)
+            dx = formula.input_gradient(kind, x, g, shift, rstd, mean, slope)
+            if "dsum" in ref:
+                dx = dx + tile.load(ref["dsum"], feature).astype(F32)
+            tile.store(ref["dx"], feature, dx)
+            # dy is zero where nothing exists, and so are both terms.
+            terms = {"dscale": dy * (formula.centred(kind, x, shift) * rstd), "dbias": dy}
+            grown.append({n: accumulator[n] + over_rows(terms[n]) for n in wanted})
+        return tuple(grown)
+
+    shape = (tiling.rows, tiling.features) if tiling.axis == 1 else (tiling.features, 1)
+    zeros = tuple({n: jnp.zeros(shape, F32) for n in wanted} for _ in tiling.chunks)
+    rounds = pl.cdiv(tiling.tiles, programs)
+    if rounds == 1:
+        totals = one(program, zeros)
+    else:
+        totals = jax.lax.fori_loop(0, rounds, lambda r, sums: one(program + r * programs, sums), zeros)
+    for feature, accumulator in zip(tiling.chunks, totals, strict=True):
+        mask = feature + jnp.arange(tiling.features) < tiling.shape[1]
+        for name in wanted:
+            window = ref[name].at[program, pl.ds(feature, tiling.features)]
+            plt.store(window, jnp.sum(accumulator[name], axis=1 - tiling.axis), mask=mask)
+
+
+def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tuple) -> tuple:
+    """As `reference.backward`."""
+    (whole, shift, rstd), (scale, bias) = saved, parameters
+    wanted = [n for n, p in (("dscale", scale), ("dbias", bias)) if p is not None]
+    tiles = _gpu_tiling.tiling(before_axis_after(whole.shape, settings.axes), _gpu_tiling.TILE * max(1, len(wanted)))
+    # Without sums to keep there is no reason to stay.
+    programs = min(tiles.tiles, PROGRAMS // len(wanted)) if wanted else tiles.tiles
+    operands = {"x": tiles.tensor(whole), "dy": tiles.tensor(cotangents[-1]), "rstd": tiles.statistic(rstd)}
+    operands |= {} if shift is None else {"shift": tiles.statistic(shift)}
+    operands |= {} if scale is None else {"scale": scale.reshape(-1)}
+    operands |= {"dsum": tiles.tensor(cotangents[0])} if settings.residual else {}
+    results = {"dx": jax.ShapeDtypeStruct(operands["x"].shape, whole.dtype)}
+    results |= dict.fromkeys(wanted, jax.ShapeDtypeStruct((programs, tiles.shape[1]), F32))
+    kernel = functools.partial(_backward_kernel, programs=programs)
+    found = _call(kernel, "bwd", settings, tiles, programs, operands, results)
+    dx = found["dx"].reshape(whole.shape)
+    sums = [
+        None if p is None else found[n].sum(0).reshape(p.shape)
+        for n, p in zip(("dscale", "dbias"), parameters, strict=True)
+    ]
+    return (dx.astype(cotangents[-1].dtype), dx, *sums) if settings.residual else (dx, *sums)
