@@ -2,3 +2,6 @@
 
 from pallas_kernels.hlo import count_collectives as count_collectives
 from pallas_kernels.hlo import custom_call_targets as custom_call_targets
+from pallas_kernels.row_norm import crms_norm as crms_norm
+from pallas_kernels.row_norm import layer_norm as layer_norm
+from pallas_kernels.row_norm import rms_norm as rms_norm

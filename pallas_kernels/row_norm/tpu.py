@@ -1,0 +1,305 @@
+"""Row norms on TPU: one read of x forward, one of x and dy backward, whatever the accuracy asks of the statistics.
+
+Rows lie along the lanes where the normalized axis is the last, along the sublanes elsewhere: no transpose either way.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels import _tpu_blocks
+from pallas_kernels._axes import before_axis_after
+from pallas_kernels._strips import LANES, Strips
+from pallas_kernels._tpu_blocks import Blocks
+from pallas_kernels.row_norm import formula
+from pallas_kernels.row_norm.formula import RowNorm
+
+F32 = jnp.float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How an array (before, features, after) is cut: (rows, features) for after = 1, else (features, columns)."""
+
+    before: int
+    features: int
+    after: int
+    strips: Strips
+    blocks: Blocks
+
+    @property
+    def lanes(self) -> bool:
+        """Whether features lie along the lanes."""
+        return self.after == 1
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Blocks, of all rows or of the columns of each slab."""
+        if self.lanes:
+            return (pl.cdiv(self.before, self.blocks.block),)
+        return (self.before, pl.cdiv(self.after, self.blocks.block))
+
+    @property
+    def masked(self) -> bool:
+        """Whether the last block reaches beyond the array."""
+        return (self.before if self.lanes else self.after) % self.blocks.block != 0
+
+    def valid(self, block: jax.Array, index: jax.Array | int) -> jax.Array:
+        """Which rows of a group of a block exist, shaped as a statistic."""
+        size = self.before if self.lanes else self.after
+        shape = (self.blocks.group, 1) if self.lanes else (1, self.blocks.group)
+        first = block * self.blocks.block + index * self.blocks.group
+        return jax.lax.broadcasted_iota(jnp.int32, shape, 0 if self.lanes else 1) + first < size
+
+    def tensor(self, array: jax.Array) -> jax.Array:
+        """An array of x's shape as the kernel sees it."""
+        return array.reshape((self.before, self.features) if self.lanes else (self.before, self.features, self.after))
+
+    @property
+    def tensor_spec(self) -> pl.BlockSpec:
+        """A block of whole rows."""
+        if self.lanes:
+            return pl.BlockSpec((self.blocks.block, self.features), lambda i: (i, 0))
+        return pl.BlockSpec((None, self.features, self.blocks.block), lambda i, j: (i, 0, j))
+
+    def parameter(self, array: jax.Array) -> jax.Array:
+        """A parameter that broadcasts to a block."""
+        return array.reshape((1, -1) if self.lanes else (-1, 1))
+
+    @property
+    def parameter_spec(self) -> pl.BlockSpec:
+        """All of a parameter, in every step."""
+        return _whole((1, self.features) if self.lanes else (self.features, 1), self.grid)
+
+    @property
+    def statistic_shape(self) -> tuple[int, int, int]:
+        """Groups of rows along the lanes: (rows, 1) would be padded to 128 lanes in HBM."""
+        if self.lanes:
+            return (pl.cdiv(self.before, self.blocks.group), 1, self.blocks.group)
+        return (self.before, 1, self.after)
+
+    @property
+    def statistic_spec(self) -> pl.BlockSpec:
+        """The statistics of a block's rows."""
+        if self.lanes:
+            return pl.BlockSpec((self.strips.groups, 1, self.blocks.group), lambda i: (i, 0, 0))
+        return pl.BlockSpec((None, 1, self.blocks.block), lambda i, j: (i, 0, j))
+
+    @property
+    def sums_shape(self) -> tuple[int, int]:
+        """A parameter's gradient before the sum over the last sublanes or lanes, which XLA does."""
+        return (8, self.features) if self.lanes else (self.features, self.blocks.group)
+
+
+def _whole(shape: tuple[int, ...], grid: tuple[int, ...]) -> pl.BlockSpec:
+    return pl.BlockSpec(shape, (lambda i: (0, 0)) if len(grid) == 1 else (lambda i, j: (0, 0)))
+
+
+def tiling(shape: tuple[int, int, int], group: int, dtypes: tuple, fixed: int, block: int | None) -> Tiling:
+    """The tiling for these blocked operands; see `_tpu_blocks.row_blocks`."""
+    before, features, after = shape
+    if after == 1:
+        blocks = _tpu_blocks.row_blocks(before, features, group, dtypes, fixed, block)
+    else:
+        blocks = _tpu_blocks.column_blocks(features, after, dtypes, fixed, block)
+    strips = Strips(1 if after == 1 else 0, features, blocks.group, pl.cdiv(blocks.block, blocks.group))
+    return Tiling(before, features, after, strips, blocks)
+
+
+def _to_lanes(column: jax.Array) -> jax.Array:
+    """(rows, 1) to (1, rows) by a diagonal: a select and a sum, exact, and cheaper than a transpose."""
+    return jnp.sum(jnp.where(_diagonal(column.shape[0]), column, 0.0), axis=0, keepdims=True)
+
+
+def _to_sublanes(row: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(_diagonal(row.shape[1]), row, 0.0), axis=1, keepdims=True)
+
+
+def _diagonal(n: int) -> jax.Array:
+    index = functools.partial(jax.lax.broadcasted_iota, jnp.int32, (n, n))
+    return index(0) == index(1)
+
+
+def _write_statistic(ref, value: jax.Array | None, group: jax.Array | int, tile: Tiling) -> None:
+    assert value is not None
+    if tile.lanes:
+        ref[group] = _to_lanes(value)
+    else:
+        ref[0:1, tile.strips.rows(group)] = value
+
+
+def _read_statistic(ref, group: jax.Array | int, tile: Tiling) -> jax.Array:
+    return _to_sublanes(ref[group]) if tile.lanes else ref[0:1, tile.strips.rows(group)]
+
+
+def _wide(ref, index) -> jax.Array:
+    return ref[index].astype(F32)
+
+
+def _parameter(ref, features, strips: Strips) -> jax.Array | None:
+    return None if ref is None else _wide(ref, strips.of_features(features))
+
+
+def _forward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Tiling) -> None:
+    ref: dict[str, Any] = dict(zip(names, refs, strict=True))
+    strips, kind = tile.strips, settings.kind
+    source = ref.get("sum", ref["x"])
+
+    def group(index):
+        rows = strips.rows(index)
+        at = functools.partial(strips.at, rows)
+
+        def add(features):
+            narrow = ref["sum"].dtype
+            ref["sum"][at(features)] = ref["x"][at(features)].astype(narrow) + ref["residual"][at(features)]
+
+        def write(features):
+            u = formula.centred(kind, _wide(source, at(features)), shift)
+            weight = formula.weight(_parameter(ref.get("scale"), features, strips), settings.scale_offset)
+            y = formula.output(u, rstd, weight, _parameter(ref.get("bias"), features, strips))
+            ref["y"][at(features)] = y.astype(ref["y"].dtype)
+
+        if "sum" in ref:
+            strips.for_each_strip(add)
+        sums = lambda terms: strips.sums(lambda features: terms(_wide(source, at(features))))  # noqa: E731
+        shift, rstd = formula.statistics(kind, tile.features, settings.epsilon, sums)
+        strips.for_each_strip(write)
+        for name, value in (("shift", shift), ("rstd", rstd)):
+            if name in ref:
+                _write_statistic(ref[name], value, index, tile)
+
+    strips.for_each_group(group)
+
+
+def _call(kernel, name, settings, tile: Tiling, semantics, inputs: dict, outputs: dict, block_specs: dict):
+    """`pallas_call` over named operands, with a whole-array or blocked spec for each."""
+    body = functools.partial(kernel, names=(*inputs, *outputs), settings=settings, tile=tile)
+    results = pl.pallas_call(
+        body,
+        out_shape=tuple(outputs.values()),
+        grid=tile.grid,
+        in_specs=[block_specs[n] for n in inputs],
+        out_specs=tuple(block_specs[n] for n in outputs),
+        compiler_params=tile.blocks.params(semantics),
+        interpret=settings.interpret,
+        name=f"{settings.kind}_norm_{name}",
+    )(*inputs.values())
+    return dict(zip(outputs, results, strict=True))
+
+
+def _specs(tile: Tiling) -> dict[str, pl.BlockSpec]:
+    specs: dict[str, pl.BlockSpec] = {}
+    for names, spec in (
+        (("x", "residual", "dy", "dsum", "sum", "y", "dx"), tile.tensor_spec),
+        (("scale", "bias"), tile.parameter_spec),
+        (("shift", "rstd"), tile.statistic_spec),
+        (("dscale", "dbias"), _whole(tile.sums_shape, tile.grid)),
+    ):
+        specs |= dict.fromkeys(names, spec)
+    return specs
+
+
+def forward(settings: RowNorm, inputs: tuple, save: bool, block: int | None = None) -> tuple[tuple, tuple]:
+    """As `reference.forward`; statistics are laid out as `Tiling.statistic_shape`."""
+    *tensors, scale, bias = inputs
+    shape = before_axis_after(tensors[0].shape, settings.axes)
+    whole = tensors[-1]
+    dtypes = tuple(t.dtype for t in tensors)
+    group = _tpu_blocks.group_of_rows(shape[0], shape[1], dtypes)
+    tile = tiling(shape, group, dtypes + dtypes, 16 if shape[2] == 1 else 4 * LANES, block)
+    operands = dict(zip(("x", "residual"), map(tile.tensor, tensors), strict=False))
+    operands |= {n: tile.parameter(p) for n, p in (("scale", scale), ("bias", bias)) if p is not None}
+    like = lambda array: jax.ShapeDtypeStruct(tile.tensor(array).shape, array.dtype)  # noqa: E731
+    results = {"sum": like(whole)} if settings.residual else {}
+    results["y"] = like(tensors[0])
+    if save:
+        statistics = ("rstd",) if settings.kind == "rms" else ("shift", "rstd")
+        results |= dict.fromkeys(statistics, jax.ShapeDtypeStruct(tile.statistic_shape, F32))
+    semantics = ("parallel",) * len(tile.grid)
+    found = _call(_forward_kernel, "fwd", settings, tile, semantics, operands, results, _specs(tile))
+    outputs = tuple(found[n].reshape(whole.shape) for n in ("sum", "y") if n in found)
+    kept = outputs[0] if settings.residual else whole
+    return outputs, (kept, found.get("shift"), found["rstd"]) if save else ()
+
+
+def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Tiling) -> None:
+    ref: dict[str, Any] = dict(zip(names, refs, strict=True))
+    strips, kind = tile.strips, settings.kind
+    accumulators = [ref[n] for n in ("dscale", "dbias") if n in ref]
+    # Asked for here, because the interpreter does not know them inside of a loop.
+    steps = [pl.program_id(d) for d in range(len(tile.grid))]
+    first = functools.reduce(jnp.logical_and, [step == 0 for step in steps])
+
+    @pl.when(first)
+    def _():
+        for accumulator in accumulators:
+            accumulator[...] = jnp.zeros_like(accumulator)
+
+    def accumulate(accumulator, features, term, valid):
+        term = term if valid is None else jnp.where(valid, term, 0.0)
+        if tile.lanes:
+            term = jnp.sum(term.reshape(-1, 8, term.shape[1]), axis=0)
+            accumulator[:, features] += term
+        else:
+            accumulator[features, : term.shape[1]] += term
+
+    def group(index):
+        at = functools.partial(strips.at, strips.rows(index))
+        rstd = _read_statistic(ref["rstd"], index, tile)
+        shift = _read_statistic(ref["shift"], index, tile) if "shift" in ref else None
+        valid = tile.valid(steps[-1], index) if tile.masked and accumulators else None
+
+        def x_g_dy(features):
+            x, dy = _wide(ref["x"], at(features)), _wide(ref["dy"], at(features))
+            weight = formula.weight(_parameter(ref.get("scale"), features, strips), settings.scale_offset)
+            return x, dy if weight is None else dy * weight, dy
+
+        sums = lambda terms: strips.sums(lambda features: terms(*x_g_dy(features)[:2]))  # noqa: E731
+        mean, slope = formula.projections(kind, tile.features, shift, rstd, sums)
+
+        def write(features):
+            x, g, dy = x_g_dy(features)
+            dx = formula.input_gradient(kind, x, g, shift, rstd, mean, slope)
+            if "dsum" in ref:
+                dx = dx + _wide(ref["dsum"], at(features))
+            ref["dx"][at(features)] = dx.astype(ref["dx"].dtype)
+            if "dscale" in ref:
+                accumulate(ref["dscale"], features, dy * (formula.centred(kind, x, shift) * rstd), valid)
+            if "dbias" in ref:
+                accumulate(ref["dbias"], features, dy, valid)
+
+        strips.for_each_strip(write)
+
+    strips.for_each_group(group)
+
+
+def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tuple, block: int | None = None) -> tuple:
+    """As `reference.backward`."""
+    (whole, shift, rstd), (scale, bias) = saved, parameters
+    shape = before_axis_after(whole.shape, settings.axes)
+    dtypes = (cotangents[-1].dtype, whole.dtype)[: 2 if settings.residual else 1]
+    group = _tpu_blocks.group_of_rows(shape[0], shape[1], dtypes)
+    blocked = [whole.dtype, *(c.dtype for c in cotangents), whole.dtype]
+    fixed = 80 if shape[2] == 1 else 3 * 4 * LANES
+    tile = tiling(shape, group, tuple(blocked), fixed, block)
+    operands = {"x": tile.tensor(whole), "dy": tile.tensor(cotangents[-1]), "rstd": rstd}
+    operands |= {} if shift is None else {"shift": shift}
+    operands |= {} if scale is None else {"scale": tile.parameter(scale)}
+    operands |= {"dsum": tile.tensor(cotangents[0])} if settings.residual else {}
+    results = {"dx": jax.ShapeDtypeStruct(operands["x"].shape, whole.dtype)}
+    wanted = [n for n, p in (("dscale", scale), ("dbias", bias)) if p is not None]
+    results |= dict.fromkeys(wanted, jax.ShapeDtypeStruct(tile.sums_shape, F32))
+    # Every step adds to the same accumulators: the grid must run in order where there are any.
+    semantics = ("arbitrary" if wanted else "parallel",) * len(tile.grid)
+    found = _call(_backward_kernel, "bwd", settings, tile, semantics, operands, results, _specs(tile))
+    dx = found["dx"].reshape(whole.shape)
+    over = 0 if tile.lanes else 1
+    sums = [
+        None if p is None else found[n].sum(over).reshape(p.shape)
+        for n, p in zip(("dscale", "dbias"), parameters, strict=True)
+    ]
+    return (dx.astype(cotangents[-1].dtype), dx, *sums) if settings.residual else (dx, *sums)
