@@ -1,7 +1,7 @@
 """Reads the schedule that libtpu dumps for an operation: VLIW bundles, loops, spills, and how full each unit is.
 
 One line of `*-final_bundles.txt` is one bundle, which takes at least one cycle; `LB` opens a loop, a branch back on the
-negation of its exit test closes it. `*-final_hlo-static-per-bundle-utilization.txt` has one row of used slots per bundle.
+negation of its exit test closes it. `*-final_hlo-static-per-bundle-utilization.txt` has one row of used slots a bundle.
 """
 
 import dataclasses
@@ -97,10 +97,10 @@ def _exit_tests(text: str) -> dict[str, int]:
     pattern = r"%(p\w+) = scmp\.ge\.s32\.totalorder %(s\w+), (?:(\d+)|%s\w+)( /\* loop exit test)?"
     found = {}
     for predicate, counter, limit, stated in re.findall(pattern, text):
-        if limit and counter in steps:
-            found[predicate] = -(-int(limit) // steps[counter])
-        elif stated:  # A limit that is known only on the device: once.
-            found[predicate] = 1
+        if counter in steps or stated:
+            # A counter spilled to scalar memory has lost its step, nearly always one; a limit that only the device
+            # knows counts once.
+            found[predicate] = -(-int(limit) // steps.get(counter, 1)) if limit else 1
     return found
 
 

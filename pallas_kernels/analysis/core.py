@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from pallas_kernels.analysis import fetches, gpu, tpu
-from pallas_kernels.analysis.chips import Gpu, Tpu, chip as chip_named
+from pallas_kernels.analysis.chips import Gpu, Tpu
+from pallas_kernels.analysis.chips import chip as chip_named
 from pallas_kernels.analysis.report import Report
 
 

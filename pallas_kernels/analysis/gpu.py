@@ -24,7 +24,7 @@ def available() -> bool:
     return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
 
 
-def devices(chip: Gpu) -> list[jax.Device]:
+def devices(chip: Gpu) -> list:
     """The compile-only device of that kind."""
     if not available():
         raise ModuleNotFoundError(MISSING)

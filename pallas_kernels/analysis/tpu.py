@@ -42,7 +42,7 @@ def _dumps() -> pathlib.Path:
     return folder
 
 
-def devices(chip: Tpu) -> list[jax.Device]:
+def devices(chip: Tpu) -> list:
     """The compile-only devices of the chip's topology."""
     if not available():
         raise ModuleNotFoundError(MISSING)
