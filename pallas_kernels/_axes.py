@@ -43,6 +43,12 @@ def check_parameter(name: str, parameter: jax.Array | None, x: jax.Array, axes: 
         raise ValueError(f"{name} must have the shape {expected} of the normalized axes, got {parameter.shape}.")
 
 
+def wide(array: jax.Array) -> jax.Array:
+    """In float32, or float64 as it is."""
+    # jnp.promote_types refuses bfloat16 with float32 under strict promotion.
+    return array if array.dtype == jnp.float64 else array.astype(jnp.float32)
+
+
 def fits_kernel(implementation: str, *arrays: jax.Array | None) -> bool:
     """Whether the kernels can load these arrays and lose nothing by computing in float32."""
     return all(array is None or array.dtype.name in KERNEL_DTYPES[implementation] for array in arrays)

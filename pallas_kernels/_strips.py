@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 Slice = slice | pl.Slice
 LANES = 128
 # Longer sweeps are loops of this many strips: the code of a kernel would grow with the width of the row.
-UNROLLED = 32
+UNROLLED = 64
 
 
 @dataclasses.dataclass(frozen=True)

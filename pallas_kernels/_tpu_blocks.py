@@ -33,12 +33,15 @@ def sublanes(dtype: jax.typing.DTypeLike) -> int:
     return 8 * 4 // jnp.dtype(dtype).itemsize
 
 
-def group_of_rows(rows: int, features: int, dtypes: tuple) -> int:
-    """Rows per group. Both passes must agree, because the statistics are laid out by groups."""
+def group_of_rows(features: int, dtypes: tuple) -> int:
+    """Rows per group: not by the number of rows, so that a row has the same bits in any batch.
+
+    Both passes must agree, because the statistics are laid out by groups.
+    """
     smallest = max(map(sublanes, dtypes))
     fits = BUDGET // (2 * 4 * max(jnp.dtype(d).itemsize for d in dtypes) * features)
     group = 64
-    while group > smallest and (group > fits or group >= 2 * rows):
+    while group > max(fits, smallest):
         group //= 2
     return group
 
@@ -66,15 +69,13 @@ def row_blocks(rows: int, features: int, group: int, dtypes: tuple, fixed: int, 
 
 def column_blocks(features: int, columns: int, dtypes: tuple, fixed: int, block: int | None = None) -> Blocks:
     """Blocks of (features, columns); `fixed` counts bytes per feature."""
-    group = min(columns, LANES)
-    lanes = -(-group // LANES) * LANES
     height = -(-features // 16) * 16
     each = 2 * height * sum(jnp.dtype(d).itemsize for d in dtypes)
     if block is None:
-        block = group
+        block = LANES
         while block < min(columns, LARGEST) and 2 * block * each + 2 * fixed * height <= BUDGET:
             block *= 2
-    return Blocks(block, group, _limit(max(block, lanes) * each + 2 * fixed * height, features, dtypes))
+    return Blocks(block, LANES, _limit(block * each + 2 * fixed * height, features, dtypes))
 
 
 def _limit(needed: int, features: int, dtypes: tuple) -> int | None:

@@ -54,7 +54,7 @@ def quick_compilation(request):
     vectors, the optimizers, the accuracy table.
     """
     before = jax.config.read("jax_disable_most_optimizations")
-    if request.path.parent.name in ("norms", "weights"):
+    if request.path.parent.name in ("norms", "weights", "pallas_kernels"):
         jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

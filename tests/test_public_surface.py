@@ -23,6 +23,7 @@ ROOMS = [
     "normjax.optim",
     "normjax.weights",
     "pallas_kernels",
+    "pallas_kernels.add_norm",
     "pallas_kernels.row_norm",
 ]
 # Floors from the ground up: a module may import from its own floor or from below.

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import jax
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
 
 from pallas_kernels._dispatch import Implementation
@@ -24,7 +23,7 @@ def layer_norm(
     implementation: Implementation | None = None,
     mesh: Mesh | None = None,
     spec: PartitionSpec | None = None,
-    interpret: bool | pltpu.InterpretParams = False,
+    interpret: bool = False,
 ) -> jax.Array:
     r"""Layer normalization, as XLA or as one kernel.
 
@@ -47,8 +46,7 @@ def layer_norm(
       mesh: The mesh, in Auto mode, where a traced `x` does not know its sharding. In Explicit mode it does.
       spec: How `x` is split over `mesh`. Rows split: no collective forward, one all-reduce for the parameters'
         gradients. Features split: `None` runs XLA in a shard_map with one small all-reduce; a named kernel refuses.
-      interpret: Runs the kernel in Pallas's interpreter, on any machine; a TPU kernel also takes
-        `pltpu.InterpretParams`, which finds races and reads out of bounds. Slow: for tests.
+      interpret: Runs the kernel in Pallas's interpreter, on any machine. Slow: for tests.
 
     Returns:
       An array like `x`.
@@ -97,7 +95,7 @@ def rms_norm(
     implementation: Implementation | None = None,
     mesh: Mesh | None = None,
     spec: PartitionSpec | None = None,
-    interpret: bool | pltpu.InterpretParams = False,
+    interpret: bool = False,
 ) -> jax.Array:
     r"""Root-mean-square normalization, as XLA or as one kernel.
 
@@ -146,7 +144,7 @@ def crms_norm(
     implementation: Implementation | None = None,
     mesh: Mesh | None = None,
     spec: PartitionSpec | None = None,
-    interpret: bool | pltpu.InterpretParams = False,
+    interpret: bool = False,
 ) -> jax.Array:
     r"""RMS normalization of a zero-mean vector that is stored without its last entry, as XLA or as one kernel.
 

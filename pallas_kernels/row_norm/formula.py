@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
+
+from pallas_kernels._axes import wide
 
 Kind = Literal["layer", "rms", "crms"]
 # Sums the terms of a function of the row's tensors over the row; each sum keeps its axis.
@@ -33,7 +34,7 @@ class RowNorm:
       scale_offset: Added to the scale; 1 for a scale that is stored around zero.
       residual: Whether a second input is added first, and the sum is a second output.
       feature_names: Mesh axes that split the rows themselves; XLA only.
-      interpret: Whether kernels run in Pallas's interpreter; its TPU parameters are taken too.
+      interpret: Whether kernels run in Pallas's interpreter; a TPU kernel takes `pltpu.InterpretParams` too.
     """
 
     kind: Kind
@@ -101,5 +102,4 @@ def weight(scale: jax.Array | None, offset: float) -> jax.Array | None:
     """What the normalized values are multiplied by, in float32 (float64 for a float64 scale)."""
     if scale is None:
         return None
-    scale = scale.astype(jnp.promote_types(scale.dtype, jnp.float32))
-    return scale + offset if offset else scale
+    return wide(scale) + offset if offset else wide(scale)

@@ -1,59 +1,31 @@
-"""Row norms in XLA: the definition, and a form for features that are split over devices."""
+"""Row norms in XLA: the definition, and a form for features that are split over devices.
 
-import functools
+Nothing is reshaped here, since a reshape of a sharded array may cost a collective.
+"""
+
 import math
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels._axes import before_axis_after
+from pallas_kernels._axes import before_axis_after, wide
 from pallas_kernels.row_norm import formula
 from pallas_kernels.row_norm.formula import RowNorm
-
-
-def _row_statistics(settings: RowNorm, x: jax.Array) -> tuple[jax.Array | None, jax.Array]:
-    names = settings.feature_names
-    n = x.shape[1] * math.prod(map(jax.lax.axis_size, names))
-    if names and settings.kind == "layer":
-        return _merged_statistics(x, names, settings.epsilon)
-
-    def sums(terms):
-        return _over_shards([jnp.sum(term, axis=1, keepdims=True) for term in terms(x)], names)
-
-    return formula.statistics(settings.kind, n, settings.epsilon, sums)
-
-
-def _over_shards(sums: list[jax.Array], names: tuple[str, ...]) -> tuple[jax.Array, ...]:
-    """Sums over the shards too, all in one all-reduce."""
-    return tuple(jax.lax.psum(jnp.stack(sums), names)) if names else tuple(sums)
-
-
-def _merged_statistics(x: jax.Array, names: tuple[str, ...], epsilon: float) -> tuple[jax.Array, jax.Array]:
-    """Mean and rstd from the shards' own means and squares, which meet in one all-reduce and cancel nothing."""
-    mean = jnp.mean(x, axis=1, keepdims=True)
-    square = jnp.mean((x - mean) ** 2, axis=1, keepdims=True)
-    slots = jnp.zeros((math.prod(map(jax.lax.axis_size, names)), 2, *mean.shape), x.dtype)
-    slots = jax.lax.psum(slots.at[jax.lax.axis_index(names)].set(jnp.stack([mean, square])), names)
-    merged = jnp.mean(slots[:, 0], axis=0)
-    return merged, jax.lax.rsqrt(jnp.mean(slots[:, 1] + (slots[:, 0] - merged) ** 2, axis=0) + epsilon)
-
-
-def _wide(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return array.reshape(shape).astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def forward(settings: RowNorm, inputs: tuple, save: bool) -> tuple[tuple, tuple]:
     """Outputs, and what the backward pass needs; statistics are `(before, 1, after)`."""
     *tensors, scale, bias = inputs
     whole = sum_of(*tensors) if settings.residual else tensors[0]
-    shape = before_axis_after(whole.shape, settings.axes)
-    x = _wide(whole, shape)
-    shift, rstd = _row_statistics(settings, x)
-    weight = formula.weight(scale, settings.scale_offset)
-    parameters = [None if p is None else _wide(p, (1, -1, 1)).astype(x.dtype) for p in (weight, bias)]
-    y = formula.output(formula.centred(settings.kind, x, shift), rstd, *parameters)
-    y = y.astype(tensors[0].dtype).reshape(whole.shape)
-    return (whole, y) if settings.residual else (y,), (whole, shift, rstd) if save else ()
+    x = wide(whole)
+    shift, rstd = _statistics(settings, x)
+    weight, bias = (_along(p, x, settings) for p in (formula.weight(scale, settings.scale_offset), bias))
+    y = formula.output(formula.centred(settings.kind, x, shift), rstd, weight, bias).astype(tensors[0].dtype)
+    outputs = (whole, y) if settings.residual else (y,)
+    if not save:
+        return outputs, ()
+    before, _, after = before_axis_after(x.shape, settings.axes)
+    return outputs, (whole, *(None if s is None else s.reshape(before, 1, after) for s in (shift, rstd)))
 
 
 def sum_of(x: jax.Array, residual: jax.Array) -> jax.Array:
@@ -63,22 +35,57 @@ def sum_of(x: jax.Array, residual: jax.Array) -> jax.Array:
 
 def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tuple) -> tuple:
     """Gradients of the inputs; those of the parameters are float32 sums over the local rows."""
-    (whole, shift, rstd), (scale, bias) = saved, parameters
-    shape = before_axis_after(whole.shape, settings.axes)
-    x, dy, kind = _wide(whole, shape), _wide(cotangents[-1], shape), settings.kind
-    n = x.shape[1] * math.prod(map(jax.lax.axis_size, settings.feature_names))
-    weight = formula.weight(scale, settings.scale_offset)
-    g = dy if weight is None else dy * weight.reshape(1, -1, 1)
-
-    def sums(terms):
-        return _over_shards([jnp.sum(term, axis=1, keepdims=True) for term in terms(x, g)], settings.feature_names)
-
-    mean, slope = formula.projections(kind, n, shift, rstd, sums)
+    (whole, shift, rstd), (scale, bias), kind = saved, parameters, settings.kind
+    x, dy = wide(whole), wide(cotangents[-1])
+    kept = [1 if a in settings.axes else size for a, size in enumerate(x.shape)]
+    shift, rstd = None if shift is None else shift.reshape(kept), rstd.reshape(kept)
+    weight = _along(formula.weight(scale, settings.scale_offset), x, settings)
+    g = dy if weight is None else dy * weight
+    sums = lambda terms: _sums(terms(x, g), settings)  # noqa: E731
+    mean, slope = formula.projections(kind, _features(settings, x), shift, rstd, sums)
     dx = formula.input_gradient(kind, x, g, shift, rstd, mean, slope)
-    over_rows = functools.partial(jnp.sum, axis=(0, 2))
-    dscale = None if scale is None else over_rows(dy * formula.centred(kind, x, shift) * rstd).reshape(scale.shape)
-    dbias = None if bias is None else over_rows(dy).reshape(bias.shape)
+    rows = tuple(a for a in range(x.ndim) if a not in settings.axes)
+    dscale = None if scale is None else jnp.sum(dy * (formula.centred(kind, x, shift) * rstd), rows)
+    dbias = None if bias is None else jnp.sum(dy, rows)
     if settings.residual:
-        dh = (dx + _wide(cotangents[0], shape)).reshape(whole.shape)
-        return dh.astype(cotangents[1].dtype), dh.astype(whole.dtype), dscale, dbias
-    return dx.reshape(whole.shape).astype(whole.dtype), dscale, dbias
+        dx = dx + wide(cotangents[0])
+        return dx.astype(cotangents[1].dtype), dx.astype(whole.dtype), dscale, dbias
+    return dx.astype(whole.dtype), dscale, dbias
+
+
+def _along(parameter: jax.Array | None, x: jax.Array, settings: RowNorm) -> jax.Array | None:
+    """A parameter that broadcasts to x."""
+    if parameter is None:
+        return None
+    return jnp.expand_dims(parameter, [a for a in range(x.ndim) if a not in settings.axes]).astype(x.dtype)
+
+
+def _features(settings: RowNorm, x: jax.Array) -> int:
+    """Features of a row on all devices."""
+    return math.prod(x.shape[a] for a in settings.axes) * math.prod(map(jax.lax.axis_size, settings.feature_names))
+
+
+def _sums(terms: tuple[jax.Array, ...], settings: RowNorm) -> tuple[jax.Array, ...]:
+    """Sums over the rows' features, on all devices in one all-reduce."""
+    sums = [jnp.sum(term, axis=settings.axes, keepdims=True) for term in terms]
+    return tuple(jax.lax.psum(jnp.stack(sums), settings.feature_names)) if settings.feature_names else tuple(sums)
+
+
+def _statistics(settings: RowNorm, x: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+    if settings.feature_names and settings.kind == "layer":
+        return _merged_statistics(settings, x)
+    sums = lambda terms: _sums(terms(x), settings)  # noqa: E731
+    return formula.statistics(settings.kind, _features(settings, x), settings.epsilon, sums)
+
+
+def _merged_statistics(settings: RowNorm, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and rstd from the shards' own means and variances, which meet in one all-reduce and cancel nothing."""
+    names = settings.feature_names
+    mean = jnp.mean(x, axis=settings.axes, keepdims=True)
+    variance = jnp.mean((x - mean) ** 2, axis=settings.axes, keepdims=True)
+    slots = jnp.zeros((math.prod(map(jax.lax.axis_size, names)), 2, *mean.shape), x.dtype)
+    slots = jax.lax.psum(slots.at[jax.lax.axis_index(names)].set(jnp.stack([mean, variance])), names)
+    means, variances = slots[:, 0], slots[:, 1]
+    mean = jnp.mean(means, axis=0, keepdims=True)
+    variance = jnp.mean(variances + (means - mean) ** 2, axis=0)
+    return mean[0], jax.lax.rsqrt(variance + settings.epsilon)

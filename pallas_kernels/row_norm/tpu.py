@@ -3,7 +3,6 @@
 Rows lie along the lanes where the normalized axis is the last, along the sublanes elsewhere: no transpose either way.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -11,137 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels import _tpu_blocks
+from pallas_kernels import _tpu_blocks, _tpu_tiling
 from pallas_kernels._axes import before_axis_after
-from pallas_kernels._strips import LANES, Strips
-from pallas_kernels._tpu_blocks import Blocks
+from pallas_kernels._strips import LANES
+from pallas_kernels._tpu_tiling import F32, Tiling
 from pallas_kernels.row_norm import formula
 from pallas_kernels.row_norm.formula import RowNorm
-
-F32 = jnp.float32
-
-
-@dataclasses.dataclass(frozen=True)
-class Tiling:
-    """How an array (before, features, after) is cut: (rows, features) for after = 1, else (features, columns)."""
-
-    before: int
-    features: int
-    after: int
-    strips: Strips
-    blocks: Blocks
-
-    @property
-    def lanes(self) -> bool:
-        """Whether features lie along the lanes."""
-        return self.after == 1
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Blocks, of all rows or of the columns of each slab."""
-        if self.lanes:
-            return (pl.cdiv(self.before, self.blocks.block),)
-        return (self.before, pl.cdiv(self.after, self.blocks.block))
-
-    @property
-    def masked(self) -> bool:
-        """Whether the last block reaches beyond the array."""
-        return (self.before if self.lanes else self.after) % self.blocks.block != 0
-
-    def valid(self, block: jax.Array, index: jax.Array | int) -> jax.Array:
-        """Which rows of a group of a block exist, shaped as a statistic."""
-        size = self.before if self.lanes else self.after
-        shape = (self.blocks.group, 1) if self.lanes else (1, self.blocks.group)
-        first = block * self.blocks.block + index * self.blocks.group
-        return jax.lax.broadcasted_iota(jnp.int32, shape, 0 if self.lanes else 1) + first < size
-
-    def tensor(self, array: jax.Array) -> jax.Array:
-        """An array of x's shape as the kernel sees it."""
-        return array.reshape((self.before, self.features) if self.lanes else (self.before, self.features, self.after))
-
-    @property
-    def tensor_spec(self) -> pl.BlockSpec:
-        """A block of whole rows."""
-        if self.lanes:
-            return pl.BlockSpec((self.blocks.block, self.features), lambda i: (i, 0))
-        return pl.BlockSpec((None, self.features, self.blocks.block), lambda i, j: (i, 0, j))
-
-    def parameter(self, array: jax.Array) -> jax.Array:
-        """A parameter that broadcasts to a block."""
-        return array.reshape((1, -1) if self.lanes else (-1, 1))
-
-    @property
-    def parameter_spec(self) -> pl.BlockSpec:
-        """All of a parameter, in every step."""
-        return _whole((1, self.features) if self.lanes else (self.features, 1), self.grid)
-
-    @property
-    def statistic_shape(self) -> tuple[int, int, int]:
-        """Groups of rows along the lanes: (rows, 1) would be padded to 128 lanes in HBM."""
-        if self.lanes:
-            return (pl.cdiv(self.before, self.blocks.group), 1, self.blocks.group)
-        return (self.before, 1, self.after)
-
-    @property
-    def statistic_spec(self) -> pl.BlockSpec:
-        """The statistics of a block's rows."""
-        if self.lanes:
-            return pl.BlockSpec((self.strips.groups, 1, self.blocks.group), lambda i: (i, 0, 0))
-        return pl.BlockSpec((None, 1, self.blocks.block), lambda i, j: (i, 0, j))
-
-    @property
-    def sums_shape(self) -> tuple[int, int]:
-        """A parameter's gradient before the sum over the last sublanes or lanes, which XLA does."""
-        return (8, self.features) if self.lanes else (self.features, self.blocks.group)
-
-
-def _whole(shape: tuple[int, ...], grid: tuple[int, ...]) -> pl.BlockSpec:
-    return pl.BlockSpec(shape, (lambda i: (0, 0)) if len(grid) == 1 else (lambda i, j: (0, 0)))
-
-
-def tiling(shape: tuple[int, int, int], group: int, dtypes: tuple, fixed: int, block: int | None) -> Tiling:
-    """The tiling for these blocked operands; see `_tpu_blocks.row_blocks`."""
-    before, features, after = shape
-    if after == 1:
-        blocks = _tpu_blocks.row_blocks(before, features, group, dtypes, fixed, block)
-    else:
-        blocks = _tpu_blocks.column_blocks(features, after, dtypes, fixed, block)
-    strips = Strips(1 if after == 1 else 0, features, blocks.group, pl.cdiv(blocks.block, blocks.group))
-    return Tiling(before, features, after, strips, blocks)
-
-
-def _to_lanes(column: jax.Array) -> jax.Array:
-    """(rows, 1) to (1, rows) by a diagonal: a select and a sum, exact, and cheaper than a transpose."""
-    return jnp.sum(jnp.where(_diagonal(column.shape[0]), column, 0.0), axis=0, keepdims=True)
-
-
-def _to_sublanes(row: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.where(_diagonal(row.shape[1]), row, 0.0), axis=1, keepdims=True)
-
-
-def _diagonal(n: int) -> jax.Array:
-    index = functools.partial(jax.lax.broadcasted_iota, jnp.int32, (n, n))
-    return index(0) == index(1)
-
-
-def _write_statistic(ref, value: jax.Array | None, group: jax.Array | int, tile: Tiling) -> None:
-    assert value is not None
-    if tile.lanes:
-        ref[group] = _to_lanes(value)
-    else:
-        ref[0:1, tile.strips.rows(group)] = value
-
-
-def _read_statistic(ref, group: jax.Array | int, tile: Tiling) -> jax.Array:
-    return _to_sublanes(ref[group]) if tile.lanes else ref[0:1, tile.strips.rows(group)]
-
-
-def _wide(ref, index) -> jax.Array:
-    return ref[index].astype(F32)
-
-
-def _parameter(ref, features, strips: Strips) -> jax.Array | None:
-    return None if ref is None else _wide(ref, strips.of_features(features))
 
 
 def _forward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Tiling) -> None:
@@ -158,19 +32,19 @@ def _forward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Tili
             ref["sum"][at(features)] = ref["x"][at(features)].astype(narrow) + ref["residual"][at(features)]
 
         def write(features):
-            u = formula.centred(kind, _wide(source, at(features)), shift)
-            weight = formula.weight(_parameter(ref.get("scale"), features, strips), settings.scale_offset)
-            y = formula.output(u, rstd, weight, _parameter(ref.get("bias"), features, strips))
+            u = formula.centred(kind, _tpu_tiling.wide(source, at(features)), shift)
+            weight = formula.weight(_tpu_tiling.parameter(ref.get("scale"), features, strips), settings.scale_offset)
+            y = formula.output(u, rstd, weight, _tpu_tiling.parameter(ref.get("bias"), features, strips))
             ref["y"][at(features)] = y.astype(ref["y"].dtype)
 
         if "sum" in ref:
             strips.for_each_strip(add)
-        sums = lambda terms: strips.sums(lambda features: terms(_wide(source, at(features))))  # noqa: E731
+        sums = lambda terms: strips.sums(lambda features: terms(_tpu_tiling.wide(source, at(features))))  # noqa: E731
         shift, rstd = formula.statistics(kind, tile.features, settings.epsilon, sums)
         strips.for_each_strip(write)
         for name, value in (("shift", shift), ("rstd", rstd)):
             if name in ref:
-                _write_statistic(ref[name], value, index, tile)
+                _tpu_tiling.write_statistic(ref[name], value, index, tile)
 
     strips.for_each_group(group)
 
@@ -197,7 +71,7 @@ def _specs(tile: Tiling) -> dict[str, pl.BlockSpec]:
         (("x", "residual", "dy", "dsum", "sum", "y", "dx"), tile.tensor_spec),
         (("scale", "bias"), tile.parameter_spec),
         (("shift", "rstd"), tile.statistic_spec),
-        (("dscale", "dbias"), _whole(tile.sums_shape, tile.grid)),
+        (("dscale", "dbias"), _tpu_tiling.whole(tile.sums_shape, tile.grid)),
     ):
         specs |= dict.fromkeys(names, spec)
     return specs
@@ -209,8 +83,8 @@ def forward(settings: RowNorm, inputs: tuple, save: bool, block: int | None = No
     shape = before_axis_after(tensors[0].shape, settings.axes)
     whole = tensors[-1]
     dtypes = tuple(t.dtype for t in tensors)
-    group = _tpu_blocks.group_of_rows(shape[0], shape[1], dtypes)
-    tile = tiling(shape, group, dtypes + dtypes, 16 if shape[2] == 1 else 4 * LANES, block)
+    group = _tpu_blocks.group_of_rows(shape[1], dtypes)
+    tile = _tpu_tiling.tiling(shape, group, dtypes + dtypes, 16 if shape[2] == 1 else 4 * LANES, block)
     operands = dict(zip(("x", "residual"), map(tile.tensor, tensors), strict=False))
     operands |= {n: tile.parameter(p) for n, p in (("scale", scale), ("bias", bias)) if p is not None}
     like = lambda array: jax.ShapeDtypeStruct(tile.tensor(array).shape, array.dtype)  # noqa: E731
@@ -249,13 +123,13 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Til
 
     def group(index):
         at = functools.partial(strips.at, strips.rows(index))
-        rstd = _read_statistic(ref["rstd"], index, tile)
-        shift = _read_statistic(ref["shift"], index, tile) if "shift" in ref else None
+        rstd = _tpu_tiling.read_statistic(ref["rstd"], index, tile)
+        shift = _tpu_tiling.read_statistic(ref["shift"], index, tile) if "shift" in ref else None
         valid = tile.valid(steps[-1], index) if tile.masked and accumulators else None
 
         def x_g_dy(features):
-            x, dy = _wide(ref["x"], at(features)), _wide(ref["dy"], at(features))
-            weight = formula.weight(_parameter(ref.get("scale"), features, strips), settings.scale_offset)
+            x, dy = _tpu_tiling.wide(ref["x"], at(features)), _tpu_tiling.wide(ref["dy"], at(features))
+            weight = formula.weight(_tpu_tiling.parameter(ref.get("scale"), features, strips), settings.scale_offset)
             return x, dy if weight is None else dy * weight, dy
 
         sums = lambda terms: strips.sums(lambda features: terms(*x_g_dy(features)[:2]))  # noqa: E731
@@ -265,7 +139,7 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Til
             x, g, dy = x_g_dy(features)
             dx = formula.input_gradient(kind, x, g, shift, rstd, mean, slope)
             if "dsum" in ref:
-                dx = dx + _wide(ref["dsum"], at(features))
+                dx = dx + _tpu_tiling.wide(ref["dsum"], at(features))
             ref["dx"][at(features)] = dx.astype(ref["dx"].dtype)
             if "dscale" in ref:
                 accumulate(ref["dscale"], features, dy * (formula.centred(kind, x, shift) * rstd), valid)
@@ -282,10 +156,10 @@ def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tup
     (whole, shift, rstd), (scale, bias) = saved, parameters
     shape = before_axis_after(whole.shape, settings.axes)
     dtypes = (cotangents[-1].dtype, whole.dtype)[: 2 if settings.residual else 1]
-    group = _tpu_blocks.group_of_rows(shape[0], shape[1], dtypes)
+    group = _tpu_blocks.group_of_rows(shape[1], dtypes)
     blocked = [whole.dtype, *(c.dtype for c in cotangents), whole.dtype]
     fixed = 80 if shape[2] == 1 else 3 * 4 * LANES
-    tile = tiling(shape, group, tuple(blocked), fixed, block)
+    tile = _tpu_tiling.tiling(shape, group, tuple(blocked), fixed, block)
     operands = {"x": tile.tensor(whole), "dy": tile.tensor(cotangents[-1]), "rstd": rstd}
     operands |= {} if shift is None else {"shift": shift}
     operands |= {} if scale is None else {"scale": tile.parameter(scale)}

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Sequence
 
 import jax
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
 
 from pallas_kernels import _axes, _dispatch
@@ -32,7 +31,7 @@ def row_norm(
     gpu_default: tuple[str, str],
     mesh: Mesh | None,
     spec: PartitionSpec | None,
-    interpret: bool | pltpu.InterpretParams,
+    interpret: bool,
 ) -> tuple[jax.Array, ...]:
     """`(y,)` of one tensor, `(sum, y)` of two. For the arguments see `layer_norm`; all families' calls end here."""
     x = tensors[0]
