@@ -76,7 +76,7 @@ def _pullback(call: Callable, places: tuple[int, ...], varied: tuple, *fixed):
     return jax.vjp(of, *varied)[1]
 
 
-def _call(function: Callable, names: tuple[str, ...], implementation: str, axis: int, *arrays):
+def _call(function: Callable, names: tuple[str, ...], implementation: str, axis, *arrays):
     return function(**dict(zip(names, arrays, strict=True)), implementation=implementation, axis=axis)
 
 
@@ -87,7 +87,8 @@ def _arguments(kernel: str, named) -> dict[str, jax.ShapeDtypeStruct]:
             continue  # No model gives an RMS norm a bias.
         if name not in (*TENSORS, *PARAMETERS):
             raise ValueError(f"{kernel} has an array {name!r} of unknown part; name it in TENSORS or PARAMETERS.")
-        shape = named.shape if name in TENSORS else (named.shape[named.axis],)
+        axes = named.axis if isinstance(named.axis, tuple) else (named.axis,)
+        shape = named.shape if name in TENSORS else tuple(named.shape[a] for a in axes)
         found[name] = jax.ShapeDtypeStruct(shape, jnp.dtype(named.dtype) if name in TENSORS else jnp.float32)
     return found
 
