@@ -38,18 +38,28 @@ def shapes(kernel: str) -> dict:
     return importlib.import_module(f"{room}.shapes").SHAPES
 
 
-def case(kernel: str, direction: Direction, shape: str, implementation: str) -> Case:
-    """The forward or the backward pass of a kernel alone.
+def case(kernel: str, direction: Direction, shape: str, implementation: str | None) -> Case:
+    """The forward or the backward pass of a kernel alone, on a named shape."""
+    function, named = _kernel(kernel), _shape(kernel, shape)
+    args = arguments(kernel, named)
+    call = functools.partial(_call, function, tuple(args), implementation, named.axis)
+    return program(call, args, direction, saves=implementation != "xla")
 
-    A kernel's backward pass starts from what its forward pass saved. XLA's is compiled from x and the cotangents, the
-    cheaper way for it: it recomputes in the same fusions what automatic differentiation would have saved in float32.
+
+def program(call: Callable, args: dict[str, jax.ShapeDtypeStruct], direction: Direction, *, saves: bool) -> Case:
+    """The forward or the backward pass of a function of arrays.
 
     The ideal is the same for every implementation: the arguments once and the results once; backward the tensor that
     the norm saw, the parameters, the cotangents and the gradients.
+
+    Args:
+      call: Takes the arguments in their order.
+      args: By name.
+      direction: Which pass.
+      saves: Whether the backward pass starts from what the forward pass saved, as a kernel's does. XLA's is compiled
+        from x and the cotangents instead, the cheaper way for it: it recomputes in the same fusions what automatic
+        differentiation would have saved in float32.
     """
-    function, named = _kernel(kernel), _shape(kernel, shape)
-    args = _arguments(kernel, named)
-    call = functools.partial(_call, function, tuple(args), implementation, named.axis)
     arrays = tuple(args.values())
     outputs = jax.eval_shape(call, *arrays)
     if direction == "forward":
@@ -59,7 +69,7 @@ def case(kernel: str, direction: Direction, shape: str, implementation: str) -> 
     varied = tuple(a for i, a in enumerate(arrays) if i not in fixed)
     ideal = bytes_of((varied, outputs, varied))
     pullback = functools.partial(_pullback, call, tuple(fixed))
-    if implementation == "xla":
+    if not saves:
         together = lambda dy, varied, *fixed: pullback(varied, *fixed)(dy)  # noqa: E731
         return Case(together, (outputs, varied, *fixed.values()), ideal)
     saved = jax.eval_shape(pullback, varied, *fixed.values())
@@ -76,11 +86,12 @@ def _pullback(call: Callable, places: tuple[int, ...], varied: tuple, *fixed):
     return jax.vjp(of, *varied)[1]
 
 
-def _call(function: Callable, names: tuple[str, ...], implementation: str, axis, *arrays):
+def _call(function: Callable, names: tuple[str, ...], implementation: str | None, axis, *arrays):
     return function(**dict(zip(names, arrays, strict=True)), implementation=implementation, axis=axis)
 
 
-def _arguments(kernel: str, named) -> dict[str, jax.ShapeDtypeStruct]:
+def arguments(kernel: str, named) -> dict[str, jax.ShapeDtypeStruct]:
+    """The abstract arrays of a call on a named shape, by name; parameters are float32."""
     found = {}
     for name, parameter in inspect.signature(_kernel(kernel)).parameters.items():
         if parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD or (name == "bias" and "rms" in kernel):
