@@ -79,14 +79,14 @@ def _measured(chip: str, case: cases.Case) -> dict[str, Any]:
 
 
 def _stack_rows(chip: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
+    rows, measured = [], {}
     for kernel, direction in itertools.product(options.kernel, options.direction):
         for implementation in (*_implementations(chip, options), None):
             size = (options.tokens, options.width, options.hidden)
             row = {"chip": chip, "kernel": kernel, "direction": direction, "shape": "x".join(map(str, size))}
             row |= {"implementation": implementation or "automatic"}
             print(" ".join(row.values()), file=sys.stderr)
-            passes = stack.passes(kernel, implementation, direction, chip, *size)
+            passes = stack.passes(kernel, implementation, direction, chip, *size, measured)
             rows.append({**row, "passes_per_layer": round(passes, 3)})
     return rows
 

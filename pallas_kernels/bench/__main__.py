@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import itertools
 import os
 import pathlib
 import sys
@@ -62,9 +61,10 @@ def _rows(kernel: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     shapes = SMALL if options.small else cases.shapes(kernel)
     chosen = {n: s for n, s in shapes.items() if (n in options.shape if options.shape else s.axis == -1)}
     rows = []
-    for (name, shape), direction in itertools.product(chosen.items(), options.direction):
-        print(kernel, name, direction, file=sys.stderr)
-        rows += _compare(kernel, name, shape, direction, options)
+    for name, shape in chosen.items():
+        for direction in options.direction:
+            print(kernel, name, direction, file=sys.stderr)
+            rows += _compare(kernel, name, shape, direction, options)
     return rows
 
 

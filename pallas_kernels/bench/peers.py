@@ -41,6 +41,9 @@ def flax(kernel: str, args: Args, direction: Direction) -> Candidate:
 def tokamax(kernel: str, args: Args, direction: Direction) -> Candidate:
     """Tokamax with its own choice of implementation."""
     layer_norm = importlib.import_module("tokamax").layer_norm
+    flags = importlib.import_module("absl.flags").FLAGS
+    if not flags.is_parsed():
+        flags(["bench"])  # It would take this command's arguments for its own.
 
     def norm(x, scale, bias=None):
         return layer_norm(x, scale, bias, epsilon=EPSILON, subtract_mean="layer" in kernel)
