@@ -16,8 +16,8 @@ from pallas_kernels.row_norm.formula import RowNorm
 def forward(settings: RowNorm, inputs: tuple, save: bool) -> tuple[tuple, tuple]:
     """Outputs, and what the backward pass needs; statistics are `(before, 1, after)`."""
     *tensors, scale, bias = inputs
-    whole = sum_of(*tensors) if settings.residual else tensors[0]
-    x = wide(whole)
+    x = _sum(*tensors) if settings.residual else wide(tensors[0])
+    whole = x.astype(tensors[1].dtype) if settings.residual else tensors[0]
     shift, rstd = _statistics(settings, x)
     weight, bias = (_along(p, x, settings) for p in (formula.weight(scale, settings.scale_offset), bias))
     y = formula.output(formula.centred(settings.kind, x, shift), rstd, weight, bias).astype(tensors[0].dtype)
@@ -26,11 +26,6 @@ def forward(settings: RowNorm, inputs: tuple, save: bool) -> tuple[tuple, tuple]
         return outputs, ()
     before, _, after = before_axis_after(x.shape, settings.axes)
     return outputs, (whole, *(None if s is None else s.reshape(before, 1, after) for s in (shift, rstd)))
-
-
-def sum_of(x: jax.Array, residual: jax.Array) -> jax.Array:
-    """`x + residual` in the residual's dtype: what is normalized is what is returned, rounding included."""
-    return x.astype(residual.dtype) + residual
 
 
 def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tuple) -> tuple:
@@ -51,6 +46,14 @@ def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tup
         dx = dx + wide(cotangents[0])
         return dx.astype(cotangents[1].dtype), dx.astype(whole.dtype), dscale, dbias
     return dx.astype(whole.dtype), dscale, dbias
+
+
+def _sum(x: jax.Array, residual: jax.Array) -> jax.Array:
+    """`x + residual`, already rounded to the residual's dtype: what is normalized is what is returned."""
+    total = wide(x.astype(residual.dtype)) + wide(residual)
+    # XLA may drop a cast to a narrower dtype and back, but never this. Both cotangents meet before they are rounded.
+    info = jnp.finfo(residual.dtype)
+    return jax.lax.reduce_precision(total, info.nexp, info.nmant)
 
 
 def _along(parameter: jax.Array | None, x: jax.Array, settings: RowNorm) -> jax.Array | None:

@@ -2,6 +2,7 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 
 EPS32 = np.finfo(np.float32).eps
@@ -60,10 +61,8 @@ def backward(kind, x, scale, bias, dy, *, axis, epsilon, scale_offset=0.0, dsum=
     w = np.ones((1, n, 1)) if scale is None else np.asarray(scale, np.float64).reshape(1, n, 1) + scale_offset
     g = w * dy
     # d(r)/dx, times the sum over outputs it acts on; layer's centring is applied last.
-    if kind == "crms":
-        dr = -(r**3) * (rows + rows.sum(1, keepdims=True)) / (n + 1)
-    else:
-        dr = -(r**3) * u / n
+    direction, count = (rows + rows.sum(1, keepdims=True), n + 1) if kind == "crms" else (u, n)
+    dr = -(r**3) * direction / count
     dx = g * r + dr * (g * u).sum(1, keepdims=True)
     if kind == "layer":
         dx = dx - dx.mean(1, keepdims=True)
@@ -87,8 +86,6 @@ def backward(kind, x, scale, bias, dy, *, axis, epsilon, scale_offset=0.0, dsum=
 def assert_close(actual, expected, tolerance, what):
     """Within the tolerance and half a unit in the last place of the actual dtype; never NaN."""
     assert np.all(np.isfinite(np.asarray(actual, np.float64))), f"{what}: not everything was written"
-    import jax.numpy as jnp
-
     rounding = float(jnp.finfo(actual.dtype).eps) / 2 if actual.dtype != np.float32 else 0.0
     error = np.abs(np.asarray(actual, np.float64) - expected)
     allowed = tolerance + rounding * (np.abs(expected) + tolerance)
