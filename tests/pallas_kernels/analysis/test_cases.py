@@ -42,9 +42,9 @@ def test_backward_pass_of_a_kernel_runs_from_what_was_saved(rng):
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ValueError, match="kernel='batch_norm' is unknown; expected one of .*rms_norm"):
+    with pytest.raises(ValueError, match=r"kernel='batch_norm' is unknown; expected one of .*rms_norm"):
         cases.case("batch_norm", "forward", "8192x4096_bf16", "xla")
-    with pytest.raises(ValueError, match="shape='1x1' is unknown to rms_norm; expected one of 8192x4096_bf16"):
+    with pytest.raises(ValueError, match=r"shape='1x1' is unknown to rms_norm; expected one of 8192x4096_bf16"):
         cases.case("rms_norm", "forward", "1x1", "xla")
 
 
