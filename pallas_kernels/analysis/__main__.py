@@ -13,7 +13,7 @@ import jax
 from pallas_kernels import _record
 from pallas_kernels.analysis import cases, gpu, stack, tpu
 from pallas_kernels.analysis.chips import CHIPS, Tpu
-from pallas_kernels.analysis.core import analyse, available
+from pallas_kernels.analysis.core import analyse, available, traced_for
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,7 +66,9 @@ def _rows(chip: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             row = {"chip": chip, "kernel": kernel, "direction": direction, "shape": shape}
             row |= {"implementation": implementation}
             print(" ".join(row.values()), file=sys.stderr)
-            rows.append(row | _measured(chip, cases.case(kernel, direction, shape, implementation)))
+            with traced_for(chip):
+                case = cases.case(kernel, direction, shape, implementation)
+            rows.append(row | _measured(chip, case))
     return rows
 
 

@@ -1,5 +1,6 @@
 """From a function and a chip to a report."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -39,18 +40,32 @@ def analyse(function: Callable, args: tuple, chip: str, *, ideal_bytes: int | No
       >>> if analysis.available("v5e"):
       ...     assert analysis.analyse(jnp.tanh, (x,), "v5e").ratio == 1.0
     """
-    target = chip_named(chip)
-    devices = tpu.devices(target) if isinstance(target, Tpu) else gpu.devices(target)
-    mesh = jax.sharding.Mesh(np.array(devices[:1]), ("device",))
+    target, mesh = chip_named(chip), _mesh(chip)
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), args)
-    traced = jax.jit(function).trace(*placed)
+    with traced_for(chip):
+        traced = jax.jit(function).trace(*placed)
+        lowered = traced.lower()
     copies = fetches.copies(traced.jaxpr)
     ideal = bytes_of((args, traced.out_info)) if ideal_bytes is None else ideal_bytes
     if isinstance(target, Gpu):
-        return gpu.compile_and_read(traced.lower(), target, ideal, copies)
+        return gpu.compile_and_read(lowered, target, ideal, copies)
     tpu.begin()
-    return tpu.read(traced.lower().compile(), target, ideal, copies)
+    return tpu.read(lowered.compile(), target, ideal, copies)
+
+
+def _mesh(chip: str) -> jax.sharding.Mesh:
+    target = chip_named(chip)
+    devices = tpu.devices(target) if isinstance(target, Tpu) else gpu.devices(target)
+    return jax.sharding.Mesh(np.array(devices[:1]), ("device",))
+
+
+def traced_for(chip: str) -> contextlib.AbstractContextManager:
+    """Where to trace what is analysed later: a backward pass, say, which holds a program already.
+
+    Triton's lowering asks the mesh around the trace for the GPU's compute capability, and this machine if there is none.
+    """
+    return jax.sharding.use_abstract_mesh(_mesh(chip).abstract_mesh)
 
 
 def available(chip: str) -> bool:

@@ -41,7 +41,7 @@ def compile_and_read(
 ) -> Report:
     """The report of a program lowered for `chip`."""
     with tempfile.TemporaryDirectory(prefix="xla-dumps-") as folder:
-        compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_emitter_re": ".*"})
         registers, spills = _assembled(pathlib.Path(folder))
     # A kernel's grid says nothing of its copies where blocks go through the cache.
     found = [OpReport(op, op.bytes / chip.bandwidth) for op in traffic.ops(compiled.as_text() or "", copies)]
