@@ -63,7 +63,7 @@ def _mesh(chip: str) -> jax.sharding.Mesh:
 def traced_for(chip: str) -> contextlib.AbstractContextManager:
     """Where to trace what is analysed later: a backward pass, say, which holds a program already.
 
-    Triton's lowering asks the mesh around the trace for the GPU's compute capability, and this machine if there is none.
+    Triton's lowering asks the mesh around the trace for the GPU's compute capability, else this machine.
     """
     return jax.sharding.use_abstract_mesh(_mesh(chip).abstract_mesh)
 
