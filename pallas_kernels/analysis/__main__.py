@@ -87,8 +87,9 @@ def _stack_rows(chip: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             size = (options.tokens, options.width, options.hidden)
             row = {"chip": chip, "kernel": kernel, "direction": direction, "shape": "x".join(map(str, size))}
             row |= {"implementation": implementation or "automatic"}
-            print(" ".join(row.values()), file=sys.stderr)
             passes = stack.passes(kernel, implementation, direction, chip, *size, measured)
+            # Minutes each: said at once, lest an end before the table lose them.
+            print(*row.values(), f"{passes:.3f}", file=sys.stderr)
             rows.append({**row, "passes_per_layer": round(passes, 3)})
     return rows
 
