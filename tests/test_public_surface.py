@@ -23,6 +23,7 @@ ROOMS = [
     "normjax.optim",
     "normjax.weights",
     "pallas_kernels",
+    "pallas_kernels.analysis",
     "pallas_kernels.add_norm",
     "pallas_kernels.row_norm",
 ]

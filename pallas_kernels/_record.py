@@ -1,0 +1,57 @@
+"""Results as JSON that says what they were measured with."""
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
+
+
+def write(path: pathlib.Path, rows: Iterable[dict[str, Any]], *, packages: tuple[str, ...] = (), **about: Any) -> None:
+    """Writes rows, one a line, under versions, commit and whatever else is said about them; whole or not at all."""
+    head = {"versions": versions(*PACKAGES, *packages), "commit": commit(), **about}
+    lines = ",\n".join("    " + json.dumps(row, allow_nan=False) for row in rows)
+    start = json.dumps(head, indent=2, allow_nan=False).removesuffix("\n}")
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(f'{start},\n  "rows": [\n{lines}\n  ]\n}}\n', encoding="utf-8")
+    os.replace(partial, path)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the code, with `-dirty` if tracked files differ from it; `None` outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(REPOSITORY), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Rows of the same keys as aligned text, whole whatever the width of the terminal."""
+    if not rows:
+        return ""
+    widths = {k: max(len(k), *(len(row[k]) for row in rows)) for k in rows[0]}
+    lines = [{k: k for k in widths}, {k: "-" * w for k, w in widths.items()}, *rows]
+    return "\n".join("  ".join(line[k].ljust(w) for k, w in widths.items()).rstrip() for line in lines)
