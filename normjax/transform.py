@@ -70,9 +70,10 @@ def stateless(fn: Callable[..., jax.Array], init_params: Callable[..., Params] |
     Example:
       >>> import jax.numpy as jnp, normjax as nj
       >>> centre = nj.stateless(lambda params, x, *, mask: x - x.mean(-1, keepdims=True))
-      >>> nj.chain(centre, nj.rms_norm()).apply({"0": {}, "1": {}}, {"0": {}, "1": {}}, jnp.eye(2), train=True)[0]
-      Array([[ 0.999998, -0.999998],
-             [-0.999998,  0.999998]], dtype=float32)
+      >>> y, _ = nj.chain(centre, nj.rms_norm()).apply({"0": {}, "1": {}}, {"0": {}, "1": {}}, jnp.eye(2), train=True)
+      >>> print(y.round(3))
+      [[ 1. -1.]
+       [-1.  1.]]
     """
 
     def init(rng, x, **context):

@@ -1,10 +1,20 @@
 """Strict settings for the whole suite: no implicit promotion, no rank promotion, warnings are errors (pyproject)."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight devices everywhere: sharded tests need no process of their own, the others run on the first.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Small functions are compiled in one file after the other: the first process of a run makes a folder in which all of
+# them keep what they have compiled, and removes it at the end.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="normjax-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import hypothesis
 import jax
@@ -54,7 +64,7 @@ def quick_compilation(request):
     vectors, the optimizers, the accuracy table.
     """
     before = jax.config.read("jax_disable_most_optimizations")
-    if request.path.parent.name in ("norms", "weights", "pallas_kernels"):
+    if request.path.parent.name in ("norms", "weights", "pallas_kernels", "flax_parity"):
         jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

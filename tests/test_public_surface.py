@@ -30,6 +30,8 @@ ROOMS = [
 # Floors from the ground up: a module may import from its own floor or from below.
 FLOORS = [
     ["normjax._checks", "normjax._method", "normjax.precision"],
+    ["normjax.reductions"],
+    ["normjax._centre"],
     ["normjax.moments"],
     ["normjax.backward_state", "normjax.transform"],
     ["normjax._compat", "normjax.norms", "normjax.optim"],

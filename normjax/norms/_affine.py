@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import Moments, Standardization, prepare, standardize
+from normjax.moments import Moments, standardize
 from normjax.precision import Precision, output_dtype, promote, scale_shift_cast, statistics_dtype
+from normjax.reductions import Standardization, prepare
 
 Initializer = Callable[[Any, tuple[int, ...], Any], jax.Array]
 

@@ -1,7 +1,7 @@
 """The axes that norms over the batch and over space reduce."""
 
 from normjax import _checks
-from normjax.moments import AxisName
+from normjax.reductions import AxisName
 
 
 def batch_axes(ndim: int, features: tuple[int, ...], axis_name: AxisName = None) -> tuple[int, ...]:

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import AxisName, compute_moments, prepare
+from normjax.moments import compute_moments
 from normjax.norms._conv import with_bias
 from normjax.precision import Precision, inverse_root, statistics_dtype
+from normjax.reductions import AxisName, prepare
 
 
 def coloring_basis(coloring: jax.Array) -> jax.Array:

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import Moments, prepare, variance
+from normjax.moments import Moments, variance
 from normjax.norms._affine import Initializer, affine, affine_inits, init_affine
 from normjax.precision import Precision, inverse_root, statistics_dtype
+from normjax.reductions import prepare
 
 
 def init_evo(

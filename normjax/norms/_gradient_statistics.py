@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import AxisName, Standardization, count_valid, means, standardization, standardize, variance
+from normjax.moments import standardize, variance
 from normjax.norms._axes import batch_axes
+from normjax.reductions import AxisName, Standardization, count_valid, means, standardization
 
 
 def batch_spec(

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import AxisName, prepare, standardization, standardize, variance
+from normjax.moments import standardize, variance
 from normjax.precision import Precision, inverse_root, statistics_dtype
+from normjax.reductions import AxisName, prepare, standardization
 
 
 def standardize_regions(

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import AxisName, Moments, Standardization, across, prepare, variance
+from normjax.moments import Moments, variance
 from normjax.norms._affine import Initializer, affine, init_affine
 from normjax.norms._axes import batch_axes
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
+from normjax.reductions import AxisName, Standardization, across, prepare
 
 
 def normalize_with_statistics(

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import Moments, compute_moments, prepare, standardization, standardize, variance
+from normjax.moments import Moments, compute_moments, standardize, variance
 from normjax.norms._context import check_condition
 from normjax.precision import EpsilonMode, Precision, inverse_root, statistics_dtype
+from normjax.reductions import prepare, standardization
 
 
 class Unbiased(NamedTuple):

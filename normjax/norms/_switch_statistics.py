@@ -3,19 +3,24 @@
 import jax
 import jax.numpy as jnp
 
-from normjax.moments import Moments, Standardization, compute_moments, variance, weighted_central, weighted_means
+from normjax.moments import Moments, centred, compute_moments, variance, weighted_central, weighted_means
+from normjax.reductions import Standardization
 
 Statistics = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def statistics(
     values: jax.Array, mask: jax.Array | None, spatial: tuple[int, ...], specs: tuple[Standardization, ...]
-) -> list[Statistics]:
-    """Returns count, mean and variance of instances (where there are spatial axes) and over the axis of each spec."""
+) -> tuple[jax.Array, list[Statistics]]:
+    """Returns the values minus the first of the means, and each kind's count, mean and variance.
+
+    The kinds are the instances, where there are spatial axes, and what is reduced by each of the specs.
+    """
     if not spatial:
-        return [_described(_moments(values, mask, spec)) for spec in specs]
-    instance = compute_moments(values, spatial, mask=mask)
-    return [_described(instance), *(_pooled(instance, spec) for spec in specs)]
+        around, first = centred(values, mask, specs[0])
+        return around, [_described(first), *(_described(_moments(values, mask, spec)) for spec in specs[1:])]
+    around, instance = centred(values, mask, Standardization(spatial))
+    return around, [_described(instance), *(_pooled(instance, spec) for spec in specs)]
 
 
 def _described(moments: Moments) -> Statistics:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from normjax.moments import Standardization, across, count_valid
+from normjax.reductions import Standardization, across, count_valid
 
 
 def task_weights(

@@ -12,11 +12,12 @@ import jax
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import prepare, standardization, standardize, variance
+from normjax.moments import standardize, variance
 from normjax.norms._affine import Initializer, default_init
 from normjax.norms._context import require
 from normjax.norms._modulate import along_features, at_least, linear
 from normjax.precision import TORCH, Precision, inverse_root, scale_shift_cast, statistics_dtype
+from normjax.reductions import prepare, standardization
 from normjax.transform import NormTransform, stateless
 
 

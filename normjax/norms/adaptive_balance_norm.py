@@ -16,12 +16,13 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, Moments, prepare, standardization, standardize, variance, weighted_central
+from normjax.moments import Moments, standardize, variance, weighted_central
 from normjax.norms._affine import Initializer, affine, affine_inits
 from normjax.norms._axes import batch_axes
 from normjax.norms._running_statistics import initialize, normalize_with_statistics, seen_features, update_running
 from normjax.norms._task_weights import task_weights
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
+from normjax.reductions import AxisName, prepare, standardization
 from normjax.transform import NormTransform
 
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import prepare
 from normjax.norms.temperatures import Clamp, check_clamp, learned_temperature
 from normjax.precision import TORCH, Precision, scale_shift_cast
+from normjax.reductions import prepare
 from normjax.transform import NormTransform, stateless
 
 

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, Moments, standardization
+from normjax.moments import Moments
 from normjax.norms._affine import Initializer, affine_inits, standardized
 from normjax.norms._axes import batch_axes
 from normjax.norms._running_statistics import initialize, normalize_with_statistics, running_statistics, update_running
 from normjax.precision import TORCH, Precision
+from normjax.reductions import AxisName, standardization
 from normjax.transform import NormTransform
 
 

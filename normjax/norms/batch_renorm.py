@@ -18,11 +18,12 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, Moments, prepare, standardization, standardize, variance
+from normjax.moments import Moments, standardize, variance
 from normjax.norms._affine import Initializer, affine, affine_inits
 from normjax.norms._axes import batch_axes
 from normjax.norms._running_statistics import initialize, move, normalize_with_statistics, seen_features
 from normjax.precision import TORCH, Precision, statistics_dtype
+from normjax.reductions import AxisName, prepare, standardization
 from normjax.transform import NormTransform
 
 Bound = float | jax.Array | Callable[[jax.Array], jax.Array]

@@ -20,13 +20,13 @@ import jax
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import prepare
 from normjax.norms._affine import Initializer, affine_inits, init_affine
 from normjax.norms._context import require
 from normjax.norms._inner import apply_inner, check_transform
 from normjax.norms._modulate import modulate
 from normjax.norms.grid_interpolation import Padding, interpolate_grid
 from normjax.precision import TORCH, Precision, output_dtype, promote, statistics_dtype
+from normjax.reductions import prepare
 from normjax.transform import NormTransform, stateless
 
 # Values that are masked out may be NaN, which the gradient of the grids must not see.

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, compute_moments, variance
+from normjax.moments import compute_moments, variance
 from normjax.norms._affine import Initializer, affine_inits
 from normjax.norms._axes import batch_axes
 from normjax.norms._running_statistics import initialize, move, normalize_with_statistics, seen_features
 from normjax.precision import TORCH, Precision, promote, statistics_dtype
+from normjax.reductions import AxisName
 from normjax.transform import NormTransform
 
 

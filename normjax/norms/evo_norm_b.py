@@ -19,12 +19,13 @@ import jax.numpy as jnp
 from normjax import _checks
 from normjax._compat import maximum
 from normjax._method import method
-from normjax.moments import AxisName, Moments, prepare, standardization, standardize, variance
+from normjax.moments import Moments, pool_moments, standardize, variance
 from normjax.norms._affine import Initializer, affine
 from normjax.norms._axes import spatial_axes
 from normjax.norms._evo import init_evo, rms_minus_values, root, scale_shift, times_v
 from normjax.norms._running_statistics import update_running
 from normjax.precision import TORCH, Precision, statistics_dtype
+from normjax.reductions import AxisName, prepare, standardization
 from normjax.transform import NormTransform
 
 Variant = Literal["B0", "B1", "B2"]
@@ -82,16 +83,16 @@ def evo_normalize_b(
     (feature,) = _checks.canonical_axes(feature_axis, x.ndim, "feature_axis")
     instance = standardization(x, spatial_axes(x.ndim, feature, 0), epsilon=epsilon)
     values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
+    normalized, within = standardize(values, mask, instance)
     if var is None:
         others = _checks.other_axes((feature,), x.ndim)
         spec = standardization(x, others, axis_name=axis_name, axis_index_groups=axis_index_groups)
-        _, moments = standardize(values, mask, spec)
+        moments = pool_moments(within, spec)
         second = variance(moments)
     else:
         _checks.check_parameter("var", var, x.shape, (x.shape[feature],))
         second = _checks.broadcast_to_features(var.astype(values.dtype), (feature,), x.ndim)
         moments = Moments(*[jnp.zeros_like(second)] * 3)
-    normalized, within = standardize(values, mask, instance)
     spread = variance(within)
     if variant == "B0":
         right = times_v(values, v, feature) + root(spread, epsilon)

@@ -15,11 +15,12 @@ import jax
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, prepare, standardization, standardize, variance
+from normjax.moments import standardize, variance
 from normjax.norms._affine import Initializer, affine
 from normjax.norms._evo import init_evo, times_v
 from normjax.norms._groups import check_groups
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
+from normjax.reductions import AxisName, prepare, standardization
 from normjax.transform import NormTransform, stateless
 
 Variant = Literal["S0", "S1", "S2", "S0a", "S1a", "S2a"]

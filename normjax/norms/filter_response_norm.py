@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from normjax import _checks
 from normjax._compat import maximum
 from normjax._method import method
-from normjax.moments import AxisName, prepare, standardization, standardize, variance
+from normjax.moments import standardize, variance
 from normjax.norms._affine import Initializer, affine, affine_inits, default_init, init_affine
 from normjax.norms._axes import spatial_axes
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
+from normjax.reductions import AxisName, prepare, standardization
 from normjax.transform import NormTransform, stateless
 
 

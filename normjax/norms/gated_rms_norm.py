@@ -21,11 +21,11 @@ import jax
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import prepare
 from normjax.norms._affine import Initializer, affine, affine_inits, affine_params
 from normjax.norms._context import require
 from normjax.norms.rms_norm import rms_normalize
 from normjax.precision import TORCH, Precision, output_dtype, statistics_dtype
+from normjax.reductions import prepare
 from normjax.transform import NormTransform, stateless
 
 

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import prepare
 from normjax.norms._affine import Initializer, default_init
 from normjax.norms._lower_bound import lower_bound
 from normjax.precision import TORCH, Precision, promote, statistics_dtype
+from normjax.reductions import prepare
 from normjax.transform import NormTransform, stateless
 
 PEDESTAL = 2.0**-36

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName
 from normjax.norms._affine import Initializer
 from normjax.norms._coloring import centre, coloring_basis, perceptron
 from normjax.norms._context import require
 from normjax.norms._conv import init_layer
 from normjax.norms.gdwct_coloring import gdwct_coloring
 from normjax.precision import TORCH, Precision, output_dtype, statistics_dtype
+from normjax.reductions import AxisName
 from normjax.transform import NormTransform, stateless
 
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import AxisName
 from normjax.norms._coloring import centre, distance_to_identity
 from normjax.norms._groups import split_groups
 from normjax.precision import TORCH, Precision
+from normjax.reductions import AxisName
 
 
 def group_covariance(

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, prepare, standardization, standardize
+from normjax.moments import standardize
 from normjax.norms._affine import Initializer, affine, affine_inits, init_affine, standardized
 from normjax.norms._groups import check_groups, split_groups
 from normjax.precision import TORCH, EpsilonMode, Precision, statistics_dtype
+from normjax.reductions import AxisName, prepare, standardization
 from normjax.transform import NormTransform, stateless
 
 

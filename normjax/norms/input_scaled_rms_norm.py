@@ -14,10 +14,10 @@ import jax
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import prepare
 from normjax.norms._affine import Initializer, affine_inits, affine_params
 from normjax.norms.rms_norm import rms_normalize
 from normjax.precision import TORCH, EpsilonMode, Precision, offset_scale, promote, statistics_dtype
+from normjax.reductions import prepare
 from normjax.transform import NormTransform, stateless
 
 

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, Moments, standardization
+from normjax.moments import Moments
 from normjax.norms._affine import Initializer, affine_inits, init_affine, standardized
 from normjax.norms._axes import spatial_axes
 from normjax.norms._running_statistics import normalize_with_statistics, update_averaged
 from normjax.precision import TORCH, EpsilonMode, Precision, statistics_dtype
+from normjax.reductions import AxisName, standardization
 from normjax.transform import NormTransform
 
 

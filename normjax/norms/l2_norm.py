@@ -16,9 +16,9 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, prepare, raw_means, standardization
 from normjax.norms._affine import affine, multiplied
 from normjax.precision import TORCH, EpsilonMode, Precision, inverse_root, statistics_dtype
+from normjax.reductions import AxisName, prepare, raw_means, standardization
 from normjax.transform import NormTransform, stateless
 
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from normjax import _checks
-from normjax.moments import compute_moments, prepare
+from normjax.moments import compute_moments
+from normjax.reductions import prepare
 
 
 def masked_global_mean(

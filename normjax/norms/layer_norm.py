@@ -13,9 +13,10 @@ import jax
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, prepare, standardization, standardize
+from normjax.moments import standardize
 from normjax.norms._affine import Initializer, affine, affine_inits, affine_params
 from normjax.precision import TORCH, EpsilonMode, Precision, statistics_dtype
+from normjax.reductions import AxisName, prepare, standardization
 from normjax.transform import NormTransform, stateless
 
 

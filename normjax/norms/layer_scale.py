@@ -10,9 +10,9 @@ import jax
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import prepare
 from normjax.norms._affine import Initializer, affine, default_init, init_affine
 from normjax.precision import TORCH, Precision, statistics_dtype
+from normjax.reductions import prepare
 from normjax.transform import NormTransform, stateless
 
 

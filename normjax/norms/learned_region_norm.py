@@ -16,12 +16,13 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, compute_moments, prepare
+from normjax.moments import compute_moments
 from normjax.norms._affine import Initializer
 from normjax.norms._conv import check_window, convolve, init_layer
 from normjax.norms._modulate import modulate
 from normjax.norms._regions import standardize_regions
 from normjax.precision import TORCH, Precision, output_dtype, statistics_dtype
+from normjax.reductions import AxisName, prepare
 from normjax.transform import NormTransform, stateless
 
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import prepare, raw_means, standardization
 from normjax.norms._affine import Initializer, affine, affine_inits, affine_params, multiplied
 from normjax.precision import TORCH, EpsilonMode, Precision, inverse_root, statistics_dtype
+from normjax.reductions import prepare, raw_means, standardization
 from normjax.transform import NormTransform, stateless
 
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import prepare
 from normjax.norms._affine import Initializer, affine, affine_inits, init_affine
 from normjax.precision import TORCH, Precision, promote, statistics_dtype
+from normjax.reductions import prepare
 from normjax.transform import NormTransform, stateless
 
 PointFunction = Callable[[jax.Array], jax.Array]

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, prepare
 from normjax.norms._running_statistics import any_valid
 from normjax.norms.layer_norm import layer_norm
 from normjax.norms.rep_batch_norm import rep_batch_norm
 from normjax.precision import statistics_dtype
+from normjax.reductions import AxisName, prepare
 from normjax.transform import NormTransform, blend
 
 

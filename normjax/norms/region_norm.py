@@ -14,13 +14,13 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName
 from normjax.norms._affine import Initializer, affine_inits, init_affine
 from normjax.norms._context import check_condition, require
 from normjax.norms._modulate import modulate
 from normjax.norms._regions import standardize_regions
 from normjax.norms._resize import nearest_resize
 from normjax.precision import TORCH, Precision, output_dtype
+from normjax.reductions import AxisName
 from normjax.transform import NormTransform, stateless
 
 

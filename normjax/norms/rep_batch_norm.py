@@ -14,9 +14,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from normjax._method import method
-from normjax.moments import prepare
 from normjax.norms.batch_norm import batch_norm
 from normjax.precision import TORCH, Precision, output_dtype, statistics_dtype
+from normjax.reductions import prepare
 from normjax.transform import NormTransform
 
 

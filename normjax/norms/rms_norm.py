@@ -15,10 +15,11 @@ import jax
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, prepare, standardization, standardize, variance
+from normjax.moments import standardize, variance
 from normjax.norms._affine import Initializer, affine, affine_inits, affine_params, multiplied
 from normjax.norms._groups import group_axes, split_groups
 from normjax.precision import TORCH, EpsilonMode, Precision, inverse_root, statistics_dtype
+from normjax.reductions import AxisName, prepare, standardization
 from normjax.transform import NormTransform, stateless
 
 

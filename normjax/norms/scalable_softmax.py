@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import prepare
 from normjax.norms.ssmax import ssmax_scale, visible_keys
+from normjax.reductions import prepare
 
 
 def scalable_softmax(

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import prepare
 from normjax.norms._modulate import linear, linear_init, modulate
 from normjax.precision import TORCH, Precision, statistics_dtype
+from normjax.reductions import prepare
 from normjax.transform import NormTransform, stateless
 
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import prepare
 from normjax.norms._affine import Initializer, affine_params, default_init
 from normjax.norms._context import require
 from normjax.precision import TORCH, Precision, promote, scale_shift_cast, statistics_dtype
+from normjax.reductions import prepare
 from normjax.transform import NormTransform, stateless
 
 

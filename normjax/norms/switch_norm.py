@@ -15,11 +15,12 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import AxisName, Moments, Standardization, prepare, raw_means, standardization
+from normjax.moments import Moments
 from normjax.norms._affine import Initializer, affine, affine_inits, init_affine
 from normjax.norms._running_statistics import update_running
 from normjax.norms._switch_statistics import statistics
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
+from normjax.reductions import AxisName, Standardization, prepare, standardization
 from normjax.transform import NormTransform
 
 
@@ -79,24 +80,19 @@ def switch_normalize(
     mapped = {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
     over_batch = standardization(x, 0, epsilon=epsilon, **mapped)
     values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
-    # The weights sum to 1 only up to rounding, which a large common offset would multiply.
-    whole = standardization(values, range(x.ndim), **({} if running else mapped))
-    (common,), _ = raw_means((values,), mask, whole)
-    offset = jax.lax.stop_gradient(common)
-    values = values - offset
     specs = (Standardization((feature,)), *([] if running else [over_batch]))
-    kinds = statistics(values, mask, spatial, specs)
+    around, kinds = statistics(values, mask, spatial, specs)
     if running:
         mean, var = (_checks.broadcast_to_features(s.astype(values.dtype), (feature,), x.ndim) for s in running)
-        kinds.append((jnp.ones_like(mean), mean - offset, var))
-    # Statistics of nothing are (0, 1), in the coordinates of x.
-    means = [jnp.where(count > 0, mean, -offset) for count, mean, _ in kinds]
+        kinds.append((jnp.ones_like(mean), mean, var))
     w, v = (jax.nn.softmax(logits.astype(values.dtype)) for logits in (mean_logits, var_logits))
-    centred = values - jnp.asarray(sum(w[i] * mean for i, mean in enumerate(means)))
+    # From the first mean: the weights sum to 1 only up to rounding, which a large common offset would multiply.
+    first, *others = (mean for _, mean, _ in kinds)
+    shift = jnp.asarray(sum(w[i] * (first - mean) for i, mean in enumerate(others, 1)))
     factor = inverse_root(jnp.asarray(sum(v[i] * var for i, (_, _, var) in enumerate(kinds))), epsilon)
-    count, _, var = kinds[-1]
-    y = affine(centred * factor, x, scale, bias, (feature,), precision)
-    return y, Moments(count, means[-1] + offset, var * count)
+    count, mean, var = kinds[-1]
+    y = affine((around + shift) * factor, x, scale, bias, (feature,), precision)
+    return y, Moments(count, mean, var * count)
 
 
 def _axes(x, feature_axis: int) -> tuple[int, tuple[int, ...]]:

@@ -33,11 +33,11 @@ import jax.numpy as jnp
 from normjax import _checks
 from normjax._method import method
 from normjax.backward_state import OVERWRITE_WITH_GRADIENT, keep_in_backward, require_written, write_in_backward
-from normjax.moments import AxisName, prepare
 from normjax.norms._affine import Initializer, affine, affine_inits, init_affine
 from normjax.norms._gradient_statistics import backward_set, batch_spec, gradient_means, keep_unseen, mean_square
 from normjax.norms._window import put, smooth
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
+from normjax.reductions import AxisName, prepare
 from normjax.transform import NormTransform
 
 

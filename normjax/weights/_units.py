@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import prepare, raw_means, standardization, standardize
+from normjax.moments import standardize
 from normjax.norms._affine import affine
 from normjax.precision import EpsilonMode, Precision, inverse_root, output_dtype, statistics_dtype
+from normjax.reductions import prepare, raw_means, standardization
 
 Axes = int | Sequence[int] | None
 Size = Literal["std", "unbiased std", "norm"]

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax._method import method
-from normjax.moments import prepare
 from normjax.norms._affine import Initializer, affine, default_init
 from normjax.precision import TORCH, EpsilonMode, Precision, statistics_dtype
+from normjax.reductions import prepare
 from normjax.weights._power_iteration import contract, iterate, unit_vector
 from normjax.weights._transform import WeightTransform
 from normjax.weights._units import Axes, unit_axes

@@ -51,7 +51,7 @@ def outputs(case, factors, train):
         x = 1e4 * rng.standard_normal(case.shape)
         # One value of ordinary size: at 1e4 every sigmoid is a step, which no factor changes.
         x[(-1,) * x.ndim] = 1.0
-        apply = lambda x: case.norm.apply(params, state, x, train=train, **context)[0]
+        apply = jax.jit(lambda x: case.norm.apply(params, state, x, train=train, **context)[0])
         return [np.asarray(apply(jnp.asarray(x * f))) for f in factors]
 
 

@@ -32,7 +32,7 @@ def test_linen_equals_nnx_equals_pure(case, rng):
     evaluated, _ = jax.jit(lambda x: case.norm.apply(params, trained, x, train=False, **context))(x)
 
     layer = nj.linen.Norm(case.norm)
-    variables = layer.init(jax.random.key(0), x, **context)
+    variables = jax.jit(layer.init)(jax.random.key(0), x, **context)
     own = {"params": split_written(params)[0], OVERWRITE_WITH_GRADIENT: split_written(params)[1]}
     for collection, tree in own.items():
         assert jax.tree.structure(variables.get(collection, {})) == jax.tree.structure(tree)

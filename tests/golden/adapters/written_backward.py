@@ -8,9 +8,10 @@ import numpy as np
 
 import normjax as nj
 from normjax.backward_state import OVERWRITE_WITH_GRADIENT
-from normjax.moments import prepare, standardization, standardize
+from normjax.moments import standardize
 from normjax.norms._affine import affine
 from normjax.norms._running_statistics import update_running
+from normjax.reductions import prepare, standardization
 from tests.golden.adapters._kinds import Adapter, Stepwise, valid_mask
 from tests.golden.adapters.plain import affine_parameters, recorded_states
 from tests.golden.comparison import assert_close, is_close
