@@ -65,27 +65,29 @@ def _central_by_columns(values, count, spec: Standardization) -> tuple[Centre, j
     return Centre(near + rest, high, rest - (high - near)), jnp.maximum(square - rest * rest, 0)
 
 
-BLOCK = 64
+BLOCKS = (64, 32, 16)
 LEAST_BLOCKS = 16  # their rounding errors average to a quarter of one
 
 
 def _block_means(values, spec: Standardization) -> tuple[jax.Array, int]:
     """Means of blocks of the reduced axes and a block's size; the values themselves and 1 where blocks would be few.
 
-    With several axes a block is a line along the last of them, or what lies across that line.
+    A block is a line along the last of the axes, or where those are few a part of one.
     """
-    if len(spec.axes) > 1:
-        *others, along = spec.axes
-        for inner, outer in (((along,), others), (tuple(others), (along,))):
-            if math.prod(values.shape[a] for a in outer) >= LEAST_BLOCKS:
-                return jnp.mean(values, axis=inner, keepdims=True), math.prod(values.shape[a] for a in inner)
-    if len(spec.axes) != 1 or values.shape[spec.axes[0]] % BLOCK or values.shape[spec.axes[0]] < BLOCK * LEAST_BLOCKS:
-        return values, 1
-    (axis,) = spec.axes
-    if jax.typeof(values).sharding.spec[axis] is not None:  # an axis that is explicitly sharded cannot be cut
-        return values, 1
-    cut = (*values.shape[:axis], -1, BLOCK, *values.shape[axis + 1 :])
-    return jnp.mean(values.reshape(cut), axis=axis + 1), BLOCK
+    *others, along = spec.axes
+    lines, length = math.prod(values.shape[a] for a in others), values.shape[along]
+    if lines >= LEAST_BLOCKS:
+        return jnp.mean(values, axis=along, keepdims=True), length
+    for size in BLOCKS:
+        # An axis that is explicitly sharded cannot be cut.
+        if length % size == 0 and lines * length >= LEAST_BLOCKS * size and _is_whole(values, along):
+            cut = (*values.shape[:along], -1, size, *values.shape[along + 1 :])
+            return jnp.mean(values.reshape(cut), axis=along + 1), size
+    return values, 1
+
+
+def _is_whole(values, axis: int) -> bool:
+    return jax.typeof(values).sharding.spec[axis] is None
 
 
 def _snapped(mean: jax.Array) -> jax.Array:

@@ -112,20 +112,31 @@ def inverse_root(moment: jax.Array, epsilon: float, mode: EpsilonMode = "inside"
     """
     if mode not in get_args(EpsilonMode):
         raise ValueError(f"epsilon_mode={mode!r} is unknown; expected one of {get_args(EpsilonMode)}.")
+    eps, least = jnp.asarray(epsilon, moment.dtype), float(jnp.finfo(moment.dtype).tiny)
+    if epsilon < least:
+        return _inverse_root_or_zero(moment)
     if mode == "inside":
-        shifted = moment + jnp.asarray(epsilon, moment.dtype)
-        if epsilon >= float(jnp.finfo(moment.dtype).tiny):
-            # Never zero. A select here would keep the CPU's compiler from fusing the whole norm into one pass.
-            return jax.lax.rsqrt(shifted)
-        positive = shifted > 0
-        return jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, shifted, 1)), 0)
-    # sqrt has an infinite derivative at 0, which autodiff would turn into 0 * inf = NaN.
-    nonzero = moment > 0
-    root = jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, moment, 1)), 0)
-    eps = jnp.asarray(epsilon, moment.dtype)
-    denominator = root + eps if mode == "outside" else jnp.maximum(root, eps)
-    positive = denominator > 0
-    return jnp.where(positive, 1 / jnp.where(positive, denominator, 1), 0)
+        return jax.lax.rsqrt(moment + eps)
+    if mode == "clamp" and epsilon**2 >= least:
+        return jax.lax.rsqrt(jnp.maximum(moment, eps * eps))
+    root = moment * _inverse_root_or_zero(moment)
+    return 1 / (root + eps if mode == "outside" else jnp.maximum(root, eps))
+
+
+@jax.custom_jvp
+def _inverse_root_or_zero(moment: jax.Array) -> jax.Array:
+    # A select would keep the CPU's compiler from one pass over a row. Below its least normal number float32 is 0;
+    # float16 is computed in float32.
+    info = jnp.finfo(moment.dtype)
+    least = info.smallest_subnormal if moment.dtype == jnp.float16 else info.tiny
+    return jnp.sign(moment) * jax.lax.rsqrt(jnp.maximum(moment, least))
+
+
+@_inverse_root_or_zero.defjvp
+def _inverse_root_or_zero_jvp(primals, tangents):
+    # The infinite derivative at 0 would become 0 * inf = NaN. The order of the factors: a cube overflows before them.
+    root = _inverse_root_or_zero(*primals)
+    return root, -0.5 * root * (root * (root * tangents[0]))
 
 
 def tangent_gain(moment: jax.Array, epsilon: float, mode: EpsilonMode) -> jax.Array | float:

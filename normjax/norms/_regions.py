@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax.moments import standardize, variance
+from normjax._centre import rounded
 from normjax.precision import Precision, inverse_root, statistics_dtype
-from normjax.reductions import AxisName, prepare, standardization
+from normjax.reductions import AxisName, count_valid, means, prepare, standardization
 
 
 def standardize_regions(
@@ -26,14 +26,19 @@ def standardize_regions(
     axes = _checks.other_axes((feature,), x.ndim) if axis is None else _checks.canonical_axes(axis, x.ndim)
     spec = standardization(x, axes, epsilon=epsilon, axis_name=axis_name)
     values, valid = prepare(x, mask, statistics_dtype(x.dtype, precision))
-    found = []
-    for member in (foreground, ~foreground):
-        found.append(standardize(values, member if valid is None else member & valid, spec))
-    total = found[0][1].count + found[1][1].count
-    parts = []
-    for normalized, moments in found:
-        share = jnp.where(moments.count > 0, moments.count / jnp.maximum(total, 1), 1)
-        # The same deviations by another divisor: one value for each set, and nothing singular without a spread.
-        used, wanted = (inverse_root(v, epsilon) for v in (variance(moments), share * variance(moments)))
-        parts.append(normalized * (wanted * jnp.sqrt(share) / jnp.where(used > 0, used, 1)))
-    return jnp.where(foreground, *parts)
+    inside = jnp.broadcast_to(foreground, values.shape)
+    members = [member if valid is None else member & valid for member in (inside, ~inside)]
+    highs, lows, factors = [], [], []
+    counts = [count_valid(values, member, spec) for member in members]
+    for member, count in zip(members, counts, strict=True):
+        # As `normjax._centre` does for one set: an array that both regions use would be written out.
+        near = rounded(jax.lax.stop_gradient(means((values,), member, count, spec)[0]))
+        rest, square = means((values - near, jnp.square(values - near)), member, count, spec)
+        highs.append(rounded(near + rest))
+        lows.append(rest - (highs[-1] - near))
+        some = count > 0
+        share = jnp.where(some, count / jnp.maximum(sum(counts), 1), 1)
+        var = jnp.where(some, jnp.maximum(square - rest * rest, 0), 1)
+        factors.append(inverse_root(share * var, epsilon) * jnp.sqrt(share))
+    centred = values - jnp.where(foreground, *highs) - jnp.where(foreground, *lows)
+    return centred * jnp.where(foreground, *factors)
