@@ -21,8 +21,14 @@ class Centre(NamedTuple):
     low: jax.Array | None = None
 
     def subtracted_from(self, values: jax.Array) -> jax.Array:
+        """The values minus the mean."""
         centred = values if self.high is None else values - self.high
         return centred if self.low is None else centred - self.low
+
+    def minus(self, other: "Centre") -> jax.Array:
+        """The difference of two means, which may be small beside them."""
+        high, low = other.subtracted_from(self.mean if self.high is None else self.high), self.low
+        return high if low is None else high + low
 
 
 def central(values, mask, count, spec: Standardization) -> tuple[Centre, jax.Array]:
@@ -74,6 +80,8 @@ def _block_means(values, spec: Standardization) -> tuple[jax.Array, int]:
 
     A block is a line along the last of the axes, or where those are few a part of one.
     """
+    if not spec.axes:  # all there is to reduce is a mapped axis
+        return values, 1
     *others, along = spec.axes
     lines, length = math.prod(values.shape[a] for a in others), values.shape[along]
     if lines >= LEAST_BLOCKS:

@@ -154,18 +154,29 @@ def standardize(
     return normalized, Moments(count, mean, second * count)
 
 
-def centred(values: jax.Array, mask: jax.Array | None, spec: Standardization) -> tuple[jax.Array, Moments]:
-    """The values minus their mean, for norms that divide by something else, and the moments; differentiable in both."""
+def centred(values: jax.Array, mask: jax.Array | None, spec: Standardization) -> tuple[jax.Array, Centre, Moments]:
+    """The values minus their mean, that mean in two parts, and the moments; differentiable."""
     count = count_valid(values, mask, spec)
     centre, second = central(values, mask, count, spec)
-    return centre.subtracted_from(values), Moments(count, centre.mean, second * count)
+    return centre.subtracted_from(values), centre, Moments(count, centre.mean, second * count)
 
 
-def pool_moments(moments: Moments, spec: Standardization) -> Moments:
-    """The triple of the union of all sets along the axes of `spec`: what a second look at the values would measure."""
-    _, total, mean, between = weighted_central(moments.mean, moments.count, spec)
-    _, (within,) = weighted_means((moments.m2 / jnp.maximum(moments.count, 1),), moments.count, spec)
-    return Moments(total, mean, (within + between) * total)
+def pool_moments(
+    centre: Centre, moments: Moments, spec: Standardization, within: jax.Array | None = None
+) -> tuple[Centre, Moments]:
+    """What a second look at the values would measure: mean and moments of the union of the sets along the axes.
+
+    Args:
+      centre, moments: Of the sets, as `centred` returns them.
+      spec: Which sets are joined.
+      within: Variances to use instead of the biased ones.
+    """
+    near = rounded(jax.lax.stop_gradient(weighted_means((moments.mean,), moments.count, spec)[1][0]))
+    apart = centre.minus(Centre(near, near))
+    within = moments.m2 / jnp.maximum(moments.count, 1) if within is None else within
+    total, (rest, square, within) = weighted_means((apart, apart * apart, within), moments.count, spec)
+    between = jnp.maximum(square - rest * rest, 0)
+    return Centre(near + rest, near, rest), Moments(total, near + rest, (within + between) * total)
 
 
 def weighted_means(

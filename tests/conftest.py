@@ -66,5 +66,8 @@ def quick_compilation(request):
     before = jax.config.read("jax_disable_most_optimizations")
     if request.path.parent.name in ("norms", "weights", "pallas_kernels", "flax_parity"):
         jax.config.update("jax_disable_most_optimizations", True)
+        # Nothing in them is compiled twice: what is kept is never read.
+        jax.config.update("jax_enable_compilation_cache", request.path.parent.name == "flax_parity")
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_enable_compilation_cache", True)

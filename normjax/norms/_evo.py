@@ -47,7 +47,7 @@ def root(moment: jax.Array, epsilon: float) -> jax.Array:
 
 
 def rms_minus_values(
-    values: jax.Array, normalized: jax.Array, within: Moments, rms: jax.Array, epsilon: float
+    values: jax.Array, centred: jax.Array, within: Moments, rms: jax.Array, epsilon: float
 ) -> jax.Array:
     """The damped root mean square of each instance minus the values, where both are large too.
 
@@ -55,7 +55,6 @@ def rms_minus_values(
     """
     above = (values > 0) & (rms > 0)
     total = jnp.where(above, rms + values, 1)
-    centred = normalized * root(variance(within), epsilon)
     damped = variance(within) + jnp.asarray(epsilon, values.dtype)
     # Quotients first: the product of two large numbers may overflow.
     return jnp.where(above, damped / total - centred * ((values + within.mean) / total), rms - values)

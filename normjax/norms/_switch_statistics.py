@@ -1,39 +1,44 @@
 """The kinds of statistics that switchable normalization mixes, each pooled from the instances'."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from normjax.moments import Moments, centred, compute_moments, variance, weighted_central, weighted_means
+from normjax._centre import Centre
+from normjax.moments import Moments, centred, pool_moments, variance
 from normjax.reductions import Standardization
 
-Statistics = tuple[jax.Array, jax.Array, jax.Array]
+
+class Kind(NamedTuple):
+    """One kind's count, mean and variance."""
+
+    count: jax.Array
+    centre: Centre
+    var: jax.Array
 
 
 def statistics(
     values: jax.Array, mask: jax.Array | None, spatial: tuple[int, ...], specs: tuple[Standardization, ...]
-) -> tuple[jax.Array, list[Statistics]]:
-    """Returns the values minus the first of the means, and each kind's count, mean and variance.
+) -> tuple[jax.Array, list[Kind]]:
+    """Returns the values minus the first of the means, and the kinds.
 
     The kinds are the instances, where there are spatial axes, and what is reduced by each of the specs.
     """
     if not spatial:
-        around, first = centred(values, mask, specs[0])
-        return around, [_described(first), *(_described(_moments(values, mask, spec)) for spec in specs[1:])]
-    around, instance = centred(values, mask, Standardization(spatial))
-    return around, [_described(instance), *(_pooled(instance, spec) for spec in specs)]
+        found = [centred(values, mask, spec) for spec in specs]
+        return found[0][0], [_described(centre, moments) for _, centre, moments in found]
+    around, centre, instance = centred(values, mask, Standardization(spatial))
+    first = _described(centre, instance)
+    # The mean of the unbiased variances, not a mean square.
+    pooled = [pool_moments(centre, instance, spec, within=first.var) for spec in specs]
+    return around, [first, *(Kind(m.count, centre, variance(m)) for centre, m in pooled)]
 
 
-def _described(moments: Moments) -> Statistics:
-    return moments.count, moments.mean, variance(moments, ddof=1)
+def _described(centre: Centre, moments: Moments) -> Kind:
+    return Kind(moments.count, centre, variance(moments, ddof=1))
 
 
-def _moments(values, mask, spec: Standardization) -> Moments:
-    mapped = {"axis_name": spec.axis_name, "axis_index_groups": spec.axis_index_groups}
-    return compute_moments(values, spec.axes, mask=mask, **mapped)
-
-
-def _pooled(instance: Moments, spec: Standardization) -> Statistics:
-    """The mean of the means; the mean of the unbiased variances and the variance of the means, not a mean square."""
-    _, total, mean, between = weighted_central(instance.mean, instance.count, spec)
-    _, (within,) = weighted_means((variance(instance, ddof=1),), instance.count, spec)
-    return total, mean, jnp.where(total > 0, within + between, 1)
+def given(mean: jax.Array, var: jax.Array) -> Kind:
+    """A kind that was not measured here."""
+    return Kind(jnp.ones_like(mean), Centre(mean, mean), var)

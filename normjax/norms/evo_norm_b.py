@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from normjax import _checks
 from normjax._compat import maximum
 from normjax._method import method
-from normjax.moments import Moments, pool_moments, standardize, variance
+from normjax.moments import Moments, centred, pool_moments, variance
 from normjax.norms._affine import Initializer, affine
 from normjax.norms._axes import spatial_axes
 from normjax.norms._evo import init_evo, rms_minus_values, root, scale_shift, times_v
@@ -83,11 +83,11 @@ def evo_normalize_b(
     (feature,) = _checks.canonical_axes(feature_axis, x.ndim, "feature_axis")
     instance = standardization(x, spatial_axes(x.ndim, feature, 0), epsilon=epsilon)
     values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
-    normalized, within = standardize(values, mask, instance)
+    around, centre, within = centred(values, mask, instance)
     if var is None:
         others = _checks.other_axes((feature,), x.ndim)
         spec = standardization(x, others, axis_name=axis_name, axis_index_groups=axis_index_groups)
-        moments = pool_moments(within, spec)
+        _, moments = pool_moments(centre, within, spec)
         second = variance(moments)
     else:
         _checks.check_parameter("var", var, x.shape, (x.shape[feature],))
@@ -98,7 +98,7 @@ def evo_normalize_b(
         right = times_v(values, v, feature) + root(spread, epsilon)
     else:
         rms = root(spread + within.mean**2, epsilon)
-        right = (values + 1) * rms if variant == "B1" else rms_minus_values(values, normalized, within, rms, epsilon)
+        right = (values + 1) * rms if variant == "B1" else rms_minus_values(values, around, within, rms, epsilon)
     denominator = maximum(right, root(second, epsilon))
     positive = denominator > 0
     y = jnp.where(positive, values / jnp.where(positive, denominator, 1), 0)

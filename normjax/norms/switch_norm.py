@@ -18,7 +18,7 @@ from normjax._method import method
 from normjax.moments import Moments
 from normjax.norms._affine import Initializer, affine, affine_inits, init_affine
 from normjax.norms._running_statistics import update_running
-from normjax.norms._switch_statistics import statistics
+from normjax.norms._switch_statistics import given, statistics
 from normjax.precision import TORCH, Precision, inverse_root, statistics_dtype
 from normjax.reductions import AxisName, Standardization, prepare, standardization
 from normjax.transform import NormTransform
@@ -83,16 +83,17 @@ def switch_normalize(
     specs = (Standardization((feature,)), *([] if running else [over_batch]))
     around, kinds = statistics(values, mask, spatial, specs)
     if running:
-        mean, var = (_checks.broadcast_to_features(s.astype(values.dtype), (feature,), x.ndim) for s in running)
-        kinds.append((jnp.ones_like(mean), mean, var))
+        kinds.append(
+            given(*(_checks.broadcast_to_features(s.astype(values.dtype), (feature,), x.ndim) for s in running))
+        )
     w, v = (jax.nn.softmax(logits.astype(values.dtype)) for logits in (mean_logits, var_logits))
     # From the first mean: the weights sum to 1 only up to rounding, which a large common offset would multiply.
-    first, *others = (mean for _, mean, _ in kinds)
-    shift = jnp.asarray(sum(w[i] * (first - mean) for i, mean in enumerate(others, 1)))
-    factor = inverse_root(jnp.asarray(sum(v[i] * var for i, (_, _, var) in enumerate(kinds))), epsilon)
-    count, mean, var = kinds[-1]
+    first, *others = (kind.centre for kind in kinds)
+    shift = jnp.asarray(sum(w[i] * first.minus(other) for i, other in enumerate(others, 1)))
+    factor = inverse_root(jnp.asarray(sum(v[i] * kind.var for i, kind in enumerate(kinds))), epsilon)
+    batch = kinds[-1]
     y = affine((around + shift) * factor, x, scale, bias, (feature,), precision)
-    return y, Moments(count, mean, var * count)
+    return y, Moments(batch.count, batch.centre.mean, batch.var * batch.count)
 
 
 def _axes(x, feature_axis: int) -> tuple[int, tuple[int, ...]]:

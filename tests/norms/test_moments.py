@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import normjax as nj
-from normjax.moments import pool_moments, weighted_central
-from normjax.reductions import Standardization
+from normjax.moments import centred, pool_moments, weighted_central
+from normjax.reductions import Standardization, prepare
 
 EPS32 = float(np.finfo(np.float32).eps)
 
@@ -73,11 +73,21 @@ def test_pooled_moments_are_those_of_the_union(masked, offset, rng):
         mask = rng.random((4, 5, 1)) < 0.6 if masked else None
         if masked:
             mask[1] = False  # an instance of which nothing is left
-        pooled = pool_moments(nj.compute_moments(x, 1, mask=mask), Standardization((0,)))
+        values, valid = prepare(jnp.asarray(x), mask)
+        _, centre, moments = centred(values, valid, Standardization((1,)))
+        _, pooled = pool_moments(centre, moments, Standardization((0,)))
         whole = nj.compute_moments(x, (0, 1), mask=mask)
         for name in ("count", "mean", "m2"):
             actual, expected = (np.broadcast_to(getattr(m, name), (1, 1, 3)) for m in (pooled, whole))
             np.testing.assert_allclose(actual, expected, rtol=1e-12 * (1 + offset))
+
+
+def test_pooled_variance_of_offset_data(rng):
+    # The means of the instances are rounded at the offset's size; what that lost is in their second part.
+    x = jnp.asarray(1e4 + rng.standard_normal((4, 16, 1)), jnp.float32)
+    _, centre, moments = centred(x, None, Standardization((1,)))
+    _, pooled = pool_moments(centre, moments, Standardization((0,)))
+    np.testing.assert_allclose(nj.variance(pooled).item(), np.var(np.asarray(x, np.float64)), rtol=64 * EPS32)
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
@@ -85,11 +95,11 @@ def test_weighted_statistics(per_sample, rng):
     with jax.enable_x64(True):
         x = 3 + rng.standard_normal((4, 5, 3))
         weights = np.asarray(rng.random((4, 1, 1) if per_sample else (4, 5, 1)))
-        centred, total, mean, var = weighted_central(jnp.asarray(x), jnp.asarray(weights), Standardization((0, 1)))
+        around, total, mean, var = weighted_central(jnp.asarray(x), jnp.asarray(weights), Standardization((0, 1)))
         full = np.broadcast_to(weights, x.shape).reshape(20, 3)
         expected = np.average(x.reshape(20, 3), axis=0, weights=full)
         spread = np.average((x.reshape(20, 3) - expected) ** 2, axis=0, weights=full)
         np.testing.assert_allclose(total[0, 0], full.sum(0), rtol=1e-14)
         np.testing.assert_allclose(mean[0, 0], expected, rtol=1e-14)
         np.testing.assert_allclose(var[0, 0], spread, rtol=1e-13)
-        np.testing.assert_allclose(centred, x - expected, rtol=0, atol=1e-14)
+        np.testing.assert_allclose(around, x - expected, rtol=0, atol=1e-14)
