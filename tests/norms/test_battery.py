@@ -103,8 +103,8 @@ def test_equals_the_float64_oracle(case, masked, rng):
 
 @pytest.mark.parametrize(
     ("case", "dtype"),
-    # float16 takes the way of bfloat16: once for each norm is enough.
-    [(c, d) for c in CASES for d in (jnp.float16, jnp.bfloat16, jnp.float64) if c in FIRST or d != jnp.float16],
+    # float16 takes the way of bfloat16, and all derivatives are checked in float64: once for each norm is enough.
+    [(c, d) for c in CASES for d in (jnp.bfloat16, jnp.float16, jnp.float64) if c in FIRST or d == jnp.bfloat16],
     ids=lambda value: value.name if hasattr(value, "norm") else np.dtype(value).name,
 )
 def test_other_dtypes(case, dtype, rng):
@@ -217,8 +217,12 @@ def test_hessian_vector_products_agree(case, rng):
         x, tangent = (jnp.asarray(make_input(case, rng, np.float64)) for _ in range(2))
         context = widened(make_context(case))
         loss = lambda x: jnp.sum(jnp.sin(case.norm.apply(params, state, x, train=True, **context)[0]))
-        forward_over_reverse = jax.jit(lambda x, t: jax.jvp(jax.grad(loss), (x,), (t,))[1])(x, tangent)
-        reverse_over_forward = jax.jit(lambda x, t: jax.grad(lambda x: jax.jvp(loss, (x,), (t,))[1])(x))(x, tangent)
+
+        @jax.jit
+        def both_orders(x, t):
+            return jax.jvp(jax.grad(loss), (x,), (t,))[1], jax.grad(lambda x: jax.jvp(loss, (x,), (t,))[1])(x)
+
+        forward_over_reverse, reverse_over_forward = both_orders(x, tangent)
         scale = float(jnp.max(jnp.abs(forward_over_reverse)))
         np.testing.assert_allclose(forward_over_reverse, reverse_over_forward, rtol=0, atol=1e-12 * max(1, scale))
 
@@ -235,17 +239,13 @@ def test_masked_positions_never_matter(case, rng):
     y, new_state, (gparams, gx) = run(x, mask)
     assert np.all(np.asarray(gx)[~valid] == 0) or case.factory is nj.chain or case.padding_in_backward
     for poison in (np.nan, np.inf, -np.inf, 1e30):
-        # Another dtype of the mask is another compilation; what makes it boolean is the same for all cases of a norm.
-        for kind in (bool, np.float32) if case in FIRST else (bool,):
-            poisoned = run(np.where(valid, x, np.float32(poison)), mask.astype(kind))
-            assert np.isfinite(poisoned[2][1]).all()
-            clean = (np.where(valid, y, 0), new_state, (gparams, np.where(valid, gx, 0)))
-            dirty = (np.where(valid, poisoned[0], 0), poisoned[1], (poisoned[2][0], np.where(valid, poisoned[2][1], 0)))
-            if case.padding_in_backward:
-                clean, dirty = clean[:2], dirty[:2]
-            # Another mask dtype is another program, which may fuse and round differently; nothing else may change.
-            close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance(case, a, jnp.float32))
-            jax.tree.map(close, clean, dirty)
+        poisoned = run(np.where(valid, x, np.float32(poison)), mask)
+        assert np.isfinite(poisoned[2][1]).all()
+        clean = (np.where(valid, y, 0), new_state, (gparams, np.where(valid, gx, 0)))
+        dirty = (np.where(valid, poisoned[0], 0), poisoned[1], (poisoned[2][0], np.where(valid, poisoned[2][1], 0)))
+        if case.padding_in_backward:
+            clean, dirty = clean[:2], dirty[:2]
+        jax.tree.map(np.testing.assert_array_equal, clean, dirty)
 
 
 def _with_state(cases):
