@@ -18,9 +18,12 @@ ROOT = pathlib.Path(normjax.__file__).resolve().parents[1]
 ROOMS = [
     "normjax",
     "normjax.linen",
+    "normjax.models",
+    "normjax.models.presets",
     "normjax.nnx",
     "normjax.norms",
     "normjax.optim",
+    "normjax.placements",
     "normjax.weights",
     "pallas_kernels",
     "pallas_kernels.analysis",
@@ -38,6 +41,8 @@ FLOORS = [
     ["normjax.weights"],
     ["normjax.linen"],
     ["normjax.nnx"],
+    ["normjax.placements"],
+    ["normjax.models"],
     ["normjax"],
 ]
 

@@ -11,6 +11,7 @@ from tests.golden.adapters import (
     conditional,
     mixtures,
     plain,
+    stacks,
     tokens,
     vision,
     weights,
@@ -24,7 +25,7 @@ from tests.golden.adapters._kinds import Stepwise as Stepwise
 from tests.golden.adapters._kinds import epsilon_of as epsilon_of
 from tests.golden.vectors import Vector
 
-_FAMILIES = (plain, written_backward, mixtures, activations, tokens, vision, conditional, weights)
+_FAMILIES = (plain, written_backward, mixtures, activations, tokens, vision, conditional, weights, stacks)
 
 
 def adapter(vector: Vector) -> Adapter | None:
