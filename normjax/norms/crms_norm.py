@@ -14,9 +14,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
+import pallas_kernels
 from normjax import _checks
 from normjax._method import method
 from normjax.norms._affine import affine, multiplied
+from normjax.norms._kernels import Implementation, runs_kernel
 from normjax.precision import TORCH, EpsilonMode, Precision, inverse_root, statistics_dtype
 from normjax.reductions import prepare, raw_means, standardization
 from normjax.transform import NormTransform, stateless
@@ -30,6 +32,7 @@ def crms_normalize(
     epsilon_mode: EpsilonMode = "inside",
     mask: jax.Array | None = None,
     precision: Precision = TORCH,
+    implementation: Implementation | None = None,
 ) -> jax.Array:
     r"""CRMS normalization of a compressed array.
 
@@ -40,6 +43,7 @@ def crms_normalize(
       epsilon_mode: Where epsilon sits.
       mask: Broadcastable to `x`; zeros leave features out, also of the sum.
       precision: Dtypes and cast order.
+      implementation: As in `normjax.rms_normalize`.
 
     Returns:
       The normalized array, compressed like `x`.
@@ -47,6 +51,7 @@ def crms_normalize(
     Raises:
       TypeError: If `x` is not floating.
       ValueError: If axis, mask or epsilon do not fit.
+      NotImplementedError: If a kernel is named that lacks what the call asks for.
 
     Example:
       >>> import jax.numpy as jnp, normjax as nj
@@ -58,6 +63,9 @@ def crms_normalize(
       Jiang et al. 2023, [Pre-RMSNorm and Pre-CRMSNorm Transformers](https://arxiv.org/abs/2305.14858).
     """
     _checks.check_epsilon(epsilon)
+    refused = {"mask": mask is not None, "epsilon_mode": epsilon_mode != "inside", "precision": precision != TORCH}
+    if runs_kernel(implementation, **refused):
+        return pallas_kernels.crms_norm(x, axis=axis, epsilon=epsilon, implementation=implementation)
     spec = standardization(x, (axis,))
     values, mask = prepare(x, mask, statistics_dtype(x.dtype, precision))
     (mean, square), count = raw_means((values, values * values), mask, spec)
@@ -69,12 +77,17 @@ def crms_normalize(
 
 @method("Compressed RMS normalization", "Jiang et al. 2023", "2305.14858", "token", scale_invariance="joint")
 def crms_norm(
-    *, axis: int = -1, epsilon: float = 1e-5, epsilon_mode: EpsilonMode = "inside", precision: Precision = TORCH
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+    epsilon_mode: EpsilonMode = "inside",
+    precision: Precision = TORCH,
+    implementation: Implementation | None = None,
 ) -> NormTransform:
     """CRMS normalization as a transform without parameters or state.
 
     Args:
-      axis, epsilon, epsilon_mode, precision: As in `crms_normalize`.
+      axis, epsilon, epsilon_mode, precision, implementation: As in `crms_normalize`.
 
     Returns:
       The transform.
@@ -92,7 +105,6 @@ def crms_norm(
       Jiang et al. 2023, [Pre-RMSNorm and Pre-CRMSNorm Transformers](https://arxiv.org/abs/2305.14858).
     """
     _checks.check_epsilon(epsilon)
-    normalize = functools.partial(
-        crms_normalize, axis=axis, epsilon=epsilon, epsilon_mode=epsilon_mode, precision=precision
-    )
+    own = {"axis": axis, "epsilon": epsilon, "epsilon_mode": epsilon_mode}
+    normalize = functools.partial(crms_normalize, **own, precision=precision, implementation=implementation)
     return stateless(lambda params, x, *, mask, **context: normalize(x, mask=mask))

@@ -11,10 +11,12 @@ from typing import Any
 
 import jax
 
+import pallas_kernels
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import standardize
 from normjax.norms._affine import Initializer, affine, affine_inits, affine_params
+from normjax.norms._kernels import Implementation, runs_kernel
 from normjax.precision import TORCH, EpsilonMode, Precision, statistics_dtype
 from normjax.reductions import AxisName, prepare, standardization
 from normjax.transform import NormTransform, stateless
@@ -34,6 +36,7 @@ def layer_normalize(
     axis_name: AxisName = None,
     axis_index_groups=None,
     precision: Precision = TORCH,
+    implementation: Implementation | None = None,
 ) -> jax.Array:
     r"""Layer normalization of an array: $y = (o + \gamma)\,(x-\mu)/\sqrt{\sigma^2+\epsilon} + \beta$.
 
@@ -52,6 +55,8 @@ def layer_normalize(
       axis_name: Mapped axis over which the normalized axes are sharded; statistics are merged by counts.
       axis_index_groups: Groups within that mapped axis.
       precision: Dtypes and cast order.
+      implementation: `"mosaic_tpu"` or `"triton"` run that kernel of `pallas_kernels`, forward and backward, or raise;
+        `None` is the formula in `jax.numpy`, which XLA fuses into what is beside it.
 
     Returns:
       The normalized array, shaped like `x`.
@@ -59,6 +64,7 @@ def layer_normalize(
     Raises:
       TypeError: If `x` is not floating.
       ValueError: If axes, mask, parameters or epsilon do not fit.
+      NotImplementedError: If a kernel is named that lacks what the call asks for.
 
     Example:
       >>> import jax.numpy as jnp, normjax as nj
@@ -68,6 +74,11 @@ def layer_normalize(
     References:
       Ba, Kiros and Hinton 2016, [Layer Normalization](https://arxiv.org/abs/1607.06450).
     """
+    refused = {"mask": mask is not None, "axis_name": axis_name is not None, "feature_axes": feature_axes is not None}
+    refused |= {"epsilon_mode": epsilon_mode != "inside", "precision": precision != TORCH}
+    if runs_kernel(implementation, **refused):
+        own = {"axis": axis, "epsilon": epsilon, "scale_offset": scale_offset, "implementation": implementation}
+        return pallas_kernels.layer_norm(x, scale, bias, **own)
     spec = standardization(
         x, axis, epsilon=epsilon, epsilon_mode=epsilon_mode, axis_name=axis_name, axis_index_groups=axis_index_groups
     )
@@ -94,6 +105,7 @@ def layer_norm(
     axis_name: AxisName = None,
     axis_index_groups=None,
     precision: Precision = TORCH,
+    implementation: Implementation | None = None,
 ) -> NormTransform:
     """Layer normalization as a transform; parameters `{"scale", "bias"}`, no state.
 
@@ -102,7 +114,7 @@ def layer_norm(
       use_scale, use_bias: Whether there is a scale, and a bias.
       scale_offset: Added to the scale; the scale then starts at `1 - scale_offset`.
       scale_init, bias_init: Initializers, `f(rng, shape, dtype)`; the bias starts at 0.
-      axis_name, axis_index_groups, precision: As in `layer_normalize`.
+      axis_name, axis_index_groups, precision, implementation: As in `layer_normalize`.
 
     Returns:
       The transform.
@@ -123,6 +135,7 @@ def layer_norm(
     inits = affine_inits(scale_init, bias_init, use_scale, use_bias, 1.0 - scale_offset)
     options: dict[str, Any] = {"axis": axis, "feature_axes": feature_axes, "scale_offset": scale_offset}
     options |= {"epsilon": epsilon, "epsilon_mode": epsilon_mode, "precision": precision}
+    options |= {"implementation": implementation}
     options |= {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
 
     def fn(params, x, *, mask, **context):

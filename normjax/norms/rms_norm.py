@@ -13,11 +13,13 @@ from typing import Any
 
 import jax
 
+import pallas_kernels
 from normjax import _checks
 from normjax._method import method
 from normjax.moments import standardize, variance
 from normjax.norms._affine import Initializer, affine, affine_inits, affine_params, multiplied
 from normjax.norms._groups import group_axes, split_groups
+from normjax.norms._kernels import Implementation, runs_kernel
 from normjax.precision import TORCH, EpsilonMode, Precision, inverse_root, statistics_dtype
 from normjax.reductions import AxisName, prepare, standardization
 from normjax.transform import NormTransform, stateless
@@ -38,6 +40,7 @@ def rms_normalize(
     axis_name: AxisName = None,
     axis_index_groups=None,
     precision: Precision = TORCH,
+    implementation: Implementation | None = None,
 ) -> jax.Array:
     r"""RMS normalization of an array: $y = (o + \gamma)\, x / \sqrt{\langle x^2\rangle + \epsilon} + \beta$.
 
@@ -56,6 +59,8 @@ def rms_normalize(
       axis_name: Mapped axis over which the normalized axes are sharded.
       axis_index_groups: Groups within that mapped axis.
       precision: Dtypes and cast order, e.g. `normjax.precision.LLAMA`.
+      implementation: `"mosaic_tpu"` or `"triton"` run that kernel of `pallas_kernels`, forward and backward, or raise;
+        `None` is the formula in `jax.numpy`, which XLA fuses into what is beside it.
 
     Returns:
       The normalized array, shaped like `x`.
@@ -63,6 +68,7 @@ def rms_normalize(
     Raises:
       TypeError: If `x` is not floating.
       ValueError: If axes, groups, mask, parameters or epsilon do not fit.
+      NotImplementedError: If a kernel is named that lacks what the call asks for.
 
     Example:
       >>> import jax.numpy as jnp, normjax as nj
@@ -72,6 +78,11 @@ def rms_normalize(
     References:
       Zhang and Sennrich 2019, [Root Mean Square Layer Normalization](https://arxiv.org/abs/1910.07467).
     """
+    refused = {"mask": mask is not None, "axis_name": axis_name is not None, "feature_axes": feature_axes is not None}
+    refused |= {"epsilon_mode": epsilon_mode != "inside", "precision": precision != TORCH}
+    if runs_kernel(implementation, **refused, group_size=group_size is not None):
+        own = {"axis": axis, "epsilon": epsilon, "scale_offset": scale_offset, "implementation": implementation}
+        return pallas_kernels.rms_norm(x, scale, bias, **own)
     axes = _checks.canonical_axes(axis, x.ndim)
     features = axes if feature_axes is None else _checks.canonical_axes(feature_axes, x.ndim, "feature_axes")
     grouped, grouped_mask = x, mask
@@ -115,6 +126,7 @@ def rms_norm(
     axis_name: AxisName = None,
     axis_index_groups=None,
     precision: Precision = TORCH,
+    implementation: Implementation | None = None,
 ) -> NormTransform:
     """RMS normalization as a transform; parameters `{"scale"}` (and `"bias"` if asked for), no state.
 
@@ -123,7 +135,7 @@ def rms_norm(
       use_scale, use_bias: Whether there is a scale, and a bias.
       scale_offset: Added to the scale; the scale then starts at `1 - scale_offset`.
       scale_init, bias_init: Initializers, `f(rng, shape, dtype)`; the bias starts at 0.
-      axis_name, axis_index_groups, precision: As in `rms_normalize`.
+      axis_name, axis_index_groups, precision, implementation: As in `rms_normalize`.
 
     Returns:
       The transform.
@@ -145,6 +157,7 @@ def rms_norm(
     inits = affine_inits(scale_init, bias_init, use_scale, use_bias, 1.0 - scale_offset)
     options: dict[str, Any] = {"axis": axis, "feature_axes": feature_axes, "group_size": group_size}
     options |= {"epsilon": epsilon, "epsilon_mode": epsilon_mode, "scale_offset": scale_offset}
+    options |= {"implementation": implementation}
     options |= {"axis_name": axis_name, "axis_index_groups": axis_index_groups, "precision": precision}
 
     def fn(params, x, *, mask, **context):

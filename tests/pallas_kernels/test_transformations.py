@@ -1,6 +1,5 @@
 """vmap, remat, donation; which implementation ran; what is refused."""
 
-import contextlib
 import functools
 
 import jax
@@ -10,9 +9,9 @@ import pytest
 
 import pallas_kernels
 from tests.pallas_kernels import oracle
+from tests.pallas_kernels.platforms import PLATFORMS, lowering_for
 
 KERNELS = ["mosaic_tpu", "triton"]
-PLATFORMS = [("mosaic_tpu", "tpu", "tpu_custom_call"), ("triton", "cuda", "__gpu$xla.gpu.triton")]
 
 
 def layer_norm(implementation):
@@ -102,21 +101,13 @@ def test_the_automatic_choice_and_xla_keep_every_derivative(rng, implementation)
     np.testing.assert_allclose(hessian, hessian.T, rtol=1e-5, atol=1e-5 * np.abs(hessian).max())
 
 
-def described_gpu():
-    """JAX 0.12 lowers Triton for a GPU or a description of one, JAX 0.10 without either."""
-    if jax.__version_info__ < (0, 11):
-        return contextlib.nullcontext()
-    gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
-    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=gpu))
-
-
 # JAX 0.12 announces that Pallas will drop Triton.
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 @pytest.mark.parametrize(("implementation", "platform", "target"), PLATFORMS)
 def test_the_kernel_is_in_the_lowered_program(rng, implementation, platform, target):
     x, scale, bias, _ = arrays(rng)
     call = functools.partial(pallas_kernels.layer_norm, implementation=implementation)
-    with described_gpu() if platform == "cuda" else contextlib.nullcontext():
+    with lowering_for(platform):
         text = jax.jit(call).trace(x, scale, bias).lower(lowering_platforms=(platform,)).as_text()
     assert text.count(f"@{target}") == 1
 
