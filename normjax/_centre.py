@@ -71,7 +71,7 @@ def _central_by_columns(values, count, spec: Standardization) -> tuple[Centre, j
     return Centre(near + rest, high, rest - (high - near)), jnp.maximum(square - rest * rest, 0)
 
 
-BLOCKS = (64, 32, 16)
+BLOCK = 64
 LEAST_BLOCKS = 16  # their rounding errors average to a quarter of one
 
 
@@ -86,11 +86,10 @@ def _block_means(values, spec: Standardization) -> tuple[jax.Array, int]:
     lines, length = math.prod(values.shape[a] for a in others), values.shape[along]
     if lines >= LEAST_BLOCKS:
         return jnp.mean(values, axis=along, keepdims=True), length
-    for size in BLOCKS:
-        # An axis that is explicitly sharded cannot be cut.
-        if length % size == 0 and lines * length >= LEAST_BLOCKS * size and _is_whole(values, along):
-            cut = (*values.shape[:along], -1, size, *values.shape[along + 1 :])
-            return jnp.mean(values.reshape(cut), axis=along + 1), size
+    # An axis that is explicitly sharded cannot be cut.
+    if length % BLOCK == 0 and lines * length >= LEAST_BLOCKS * BLOCK and _is_whole(values, along):
+        cut = (*values.shape[:along], -1, BLOCK, *values.shape[along + 1 :])
+        return jnp.mean(values.reshape(cut), axis=along + 1), BLOCK
     return values, 1
 
 
