@@ -18,6 +18,7 @@ ROOT = pathlib.Path(normjax.__file__).resolve().parents[1]
 ROOMS = [
     "normjax",
     "normjax.linen",
+    "normjax.models",
     "normjax.nnx",
     "normjax.norms",
     "normjax.optim",
@@ -38,6 +39,7 @@ FLOORS = [
     ["normjax.weights"],
     ["normjax.linen"],
     ["normjax.nnx"],
+    ["normjax.models"],
     ["normjax"],
 ]
 

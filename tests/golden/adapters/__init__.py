@@ -9,6 +9,7 @@ import re
 from tests.golden.adapters import (
     activations,
     conditional,
+    hosts,
     mixtures,
     plain,
     tokens,
@@ -24,7 +25,7 @@ from tests.golden.adapters._kinds import Stepwise as Stepwise
 from tests.golden.adapters._kinds import epsilon_of as epsilon_of
 from tests.golden.vectors import Vector
 
-_FAMILIES = (plain, written_backward, mixtures, activations, tokens, vision, conditional, weights)
+_FAMILIES = (plain, written_backward, mixtures, activations, tokens, vision, conditional, weights, hosts)
 
 
 def adapter(vector: Vector) -> Adapter | None:
