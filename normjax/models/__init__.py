@@ -2,3 +2,8 @@
 
 from normjax.models.graph_transformer import EdgeGraphTransformerLayer as EdgeGraphTransformerLayer
 from normjax.models.graph_transformer import GraphTransformerLayer as GraphTransformerLayer
+from normjax.models.hyper_connections import HyperConnection as HyperConnection
+from normjax.models.hyper_connections import sinkhorn as sinkhorn
+from normjax.models.residual_gate import ResidualGate as ResidualGate
+from normjax.models.residual_gate import residual_gate as residual_gate
+from normjax.models.siamese_dit import SiameseDiTBlock as SiameseDiTBlock

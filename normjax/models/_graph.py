@@ -20,15 +20,14 @@ class EdgeAttention(nnx.Module):
         self.query, self.key, self.value = (nnx.Linear(features, features, use_bias=False, rngs=rngs) for _ in range(3))
 
     def __call__(self, x, src, dst, edge_mask, gate=None):
-        split = lambda values: values.reshape(-1, self.heads, x.shape[-1] // self.heads)
-        q, k, v = (split(layer(x)) for layer in (self.query, self.key, self.value))
-        scores = q[dst] * k[src] * (x.shape[-1] // self.heads) ** -0.5
-        scores = scores if gate is None else scores * split(gate)
+        shape = (-1, self.heads, x.shape[-1] // self.heads)
+        q, k, v = (layer(x).reshape(shape) for layer in (self.query, self.key, self.value))
+        scores = q[dst] * k[src] * shape[-1] ** -0.5
+        scores = scores if gate is None else scores * gate.reshape(shape)
         weights = jnp.exp(jnp.clip(scores.sum(-1, keepdims=True), -self.clip, self.clip))
         if edge_mask is not None:
             weights = jnp.where(edge_mask.astype(bool)[:, None, None], weights, 0)
-        gather = lambda values: jax.ops.segment_sum(values, dst, num_segments=x.shape[0])
-        total, mixed = gather(weights), gather(weights * v[src])
+        total, mixed = (jax.ops.segment_sum(a, dst, num_segments=x.shape[0]) for a in (weights, weights * v[src]))
         # The authors' node form divides 0 by 0 where no edge arrives.
         mixed = mixed / (jnp.where(total > 0, total, 1) + self.epsilon)
         return mixed.reshape(x.shape), scores.reshape(-1, x.shape[-1])

@@ -7,7 +7,7 @@ from flax import nnx
 import normjax as nj
 from normjax import models
 from tests.golden.adapters._hosts import Arrays, below, check, filled, linear, norm, statistics
-from tests.golden.adapters._kinds import Adapter
+from tests.golden.adapters._kinds import Adapter, Pointwise
 from tests.golden.vectors import Vector
 
 
@@ -19,12 +19,8 @@ def _graph_values(own: Arrays, ours: str, out: str, hidden: str, norms: str) -> 
 
 
 def _graph_attention(own: Arrays) -> Arrays:
-    named = {"query": "Q", "key": "K", "value": "V"}
-    return {
-        k: v
-        for ours, theirs in named.items()
-        for k, v in linear(own, f"attention.{ours}", f"attention.{theirs}").items()
-    }
+    named = {"attention.query": "Q", "attention.key": "K", "attention.value": "V"}
+    return {k: v for ours, theirs in named.items() for k, v in linear(own, ours, f"attention.{theirs}").items()}
 
 
 def _graph_norm(vector: Vector):
@@ -87,7 +83,62 @@ def _edge_graph(vector: Vector):
     return call
 
 
+def _hyper_connection(vector: Vector):
+    hyper = vector.hyper
+
+    def call(inputs, params):
+        *_, streams, features = inputs["x"].shape
+        norm = nj.rms_norm(use_scale=False, epsilon=hyper["eps"])
+        build = lambda: models.HyperConnection(
+            features, streams, norm=norm, rounds=hyper["sinkhorn_iters"], epsilon=hyper["eps"], rngs=nnx.Rngs(0)
+        )
+        values = {"mixing.kernel": params["h.fn"].T, "bias": params["h.base"], "scale": params["h.scale"]}
+        return dict(zip(("collapsed", "post", "comb"), filled(build, values)(inputs["x"]), strict=True))
+
+    return call
+
+
+def _residual_gate(vector: Vector) -> Pointwise:
+    def call(inputs, params, epsilon):
+        temperature = vector.hyper["temperature"]
+        return models.residual_gate(inputs["r"], inputs["h"], params["g.gate"], temperature=temperature)
+
+    return Pointwise(call)
+
+
+def _siamese(vector: Vector):
+    hyper = vector.hyper
+    eps = hyper["eps"]
+
+    def call(inputs, params):
+        u = y = inputs["x"]
+        layers = {"qkv": "attn.qkv", "out": "attn.proj", "hidden": "mlp.fc1", "down": "mlp.fc2"}
+        layers |= {"modulation": "adaLN_modulation.1"}
+        for i in range(len({name.split(".")[1] for name in params})):
+            own, values = below(params, f"b.{i}."), {}
+            for ours, theirs in layers.items():
+                values |= linear(own, ours, theirs)
+            for name in ("prenorm1", "prenorm2", "postnorm1", "postnorm2"):
+                values |= norm(own, name, name)
+            build = lambda i=i, width=own["mlp.fc1.weight"].shape[0]: models.SiameseDiTBlock(
+                hyper["hidden"],
+                hyper["heads"],
+                index=i,
+                norm=nj.layer_norm(epsilon=eps),
+                inner_norm=nj.layer_norm(epsilon=eps, use_scale=False, use_bias=False),
+                mlp_features=width,
+                rngs=nnx.Rngs(0),
+            )
+            u, y = filled(build, values)(u, y, inputs["c"])
+        return {"u": u, "y": y}
+
+    return call
+
+
 ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {
     r"graphtransformer_edge_.*": check(_edge_graph),
+    r"hyperconnection_deepseekv4_.*": check(_hyper_connection),
+    r"siamesenorm_dit_blocks_.*": check(_siamese),
+    r"residual_gate_musespark_.*": _residual_gate,
     r"graphtransformer_(bn|ln)_.*": check(_graph),
 }
