@@ -1,5 +1,6 @@
 """Architectures from the literature as small nnx modules in which the norm is an argument."""
 
+from normjax.models.fit import FIT as FIT
 from normjax.models.graph_transformer import EdgeGraphTransformerLayer as EdgeGraphTransformerLayer
 from normjax.models.graph_transformer import GraphTransformerLayer as GraphTransformerLayer
 from normjax.models.hyper_connections import HyperConnection as HyperConnection

@@ -1,5 +1,6 @@
 """Adapters of the architectures in `normjax.models` that take their norm as an argument."""
 
+import re
 from collections.abc import Callable
 
 from flax import nnx
@@ -135,10 +136,70 @@ def _siamese(vector: Vector):
     return call
 
 
+def _keras(own: Arrays, layers: dict[str, str]) -> Arrays:
+    """Entries of ours for keras layers: what ends in "ln" has gamma and beta, the others kernel and bias."""
+    values = {}
+    for ours, theirs in layers.items():
+        parts = {"scale": "gamma", "bias": "beta"} if theirs.endswith("ln") else {"kernel": "kernel", "bias": "bias"}
+        values |= {f"{ours}.{k}": own[f"fit/{theirs}/{v}"] for k, v in parts.items()}
+    return values
+
+
+def _fit(vector: Vector):
+    hyper = vector.hyper
+    # "(2)1(2)1(1)": local layers in brackets, global ones between them.
+    counts = [int(n) for n in re.findall(r"\d+", hyper["layers"])]
+    suffix = lambda i: f"_{i}" if i else ""
+    attention = {"query": "query", "key": "key", "value": "value", "out": "attention_output"}
+
+    def stack(ours, theirs, count):
+        layers = {}
+        for i in range(count):
+            base, here = f"{theirs}/transformer_encoder{suffix(i)}", f"{ours}.{i}"
+            layers |= {f"{here}.norm1": f"{base}/mha/ln", f"{here}.norm2": f"{base}/mlp/ffn/ln"}
+            layers |= {f"{here}.attention.{k}": f"{base}/mha/{v}" for k, v in attention.items()}
+            layers |= {f"{here}.hidden": f"{base}/mlp/ffn/dense1", f"{here}.down": f"{base}/mlp/ffn/dense2"}
+        return layers
+
+    def cross(ours, theirs):
+        layers = {f"{ours}.norm": f"{theirs}/cross_mha/ln", f"{ours}.other_norm": f"{theirs}/cross_mha/enc_ln"}
+        return layers | {f"{ours}.attention.{k}": f"{theirs}/cross_mha/{v}" for k, v in attention.items()}
+
+    layers = {"stem": "stem", "stem_norm": "stem_ln", "out_norm": "x_output_ln", "latent_out_norm": "l_output_ln"}
+    for i, count in enumerate(counts[::2]):
+        layers |= stack(f"local.{i}", f"x_network{suffix(i)}", count)
+    for i, count in enumerate(counts[1::2]):
+        layers |= stack(f"globally.{i}", f"l_network{suffix(i)}", count)
+        layers |= cross(f"read.{i}", f"l2x_cross_attn{suffix(i)}") | cross(f"write.{i}", f"x2l_cross_attn{suffix(i)}")
+
+    def call(inputs, params):
+        build = lambda: models.FIT(
+            inputs["x"].shape[-1],
+            features=hyper["x_dim"],
+            latent_features=hyper["latent_dim"],
+            groups=hyper["num_groups"],
+            tokens=inputs["x"].shape[-2],
+            latents=hyper["latents_per_group"],
+            heads=hyper["x_num_heads"],
+            latent_heads=hyper["latent_num_heads"],
+            local_layers=counts[::2],
+            latent_layers=counts[1::2],
+            mlp_ratio=hyper["mlp_ratio"],
+            norm=nj.layer_norm(epsilon=hyper["eps"]),
+            rngs=nnx.Rngs(0),
+        )
+        positions = {"positions": "x_pos_emb", "latents": "latent_pos_emb"}
+        values = {k: params[f"fit/{v}/kernel/vis_pos_embedding"] for k, v in positions.items()}
+        return dict(zip("xl", filled(build, values | _keras(params, layers))(inputs["x"]), strict=True))
+
+    return call
+
+
 ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {
     r"graphtransformer_edge_.*": check(_edge_graph),
     r"hyperconnection_deepseekv4_.*": check(_hyper_connection),
     r"siamesenorm_dit_blocks_.*": check(_siamese),
+    r"fit_tf_official_.*": check(_fit),
     r"residual_gate_musespark_.*": _residual_gate,
     r"graphtransformer_(bn|ln)_.*": check(_graph),
 }
