@@ -8,3 +8,5 @@ from normjax.models.hyper_connections import sinkhorn as sinkhorn
 from normjax.models.residual_gate import ResidualGate as ResidualGate
 from normjax.models.residual_gate import residual_gate as residual_gate
 from normjax.models.siamese_dit import SiameseDiTBlock as SiameseDiTBlock
+from normjax.models.simplified_linear_attention import SimplifiedLinearAttention as SimplifiedLinearAttention
+from normjax.models.wide_net import WideNet as WideNet

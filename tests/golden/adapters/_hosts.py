@@ -85,15 +85,33 @@ def check(make: Callable[[Vector], Callable[[Arrays, Arrays], Any]], tolerance: 
             wide = "float64" in vector.sidecar.get("compute", "")
             with jax.enable_x64(wide):
                 dtype, allowed = (jnp.float64, 1e-12) if wide else (jnp.float32, tolerance or BLOCK)
-                _compare(vector, make(vector), dtype, allowed)
+                for arrays in _steps(vector.arrays()):
+                    _compare(arrays, make(vector), dtype, allowed)
 
         return Check(run)
 
     return adapter
 
 
-def _compare(vector: Vector, call, dtype, tolerance: float) -> None:
-    arrays = vector.arrays()
+_RECORDED = {"x": "in/x", "gy": "cot/y", "y": "out/y", "gx": "gin/x"}
+
+
+def _steps(arrays: Arrays) -> list[Arrays]:
+    """The arrays; those of recorded training steps as one dict for each step, and one for the evaluation."""
+    if "gy" not in arrays:
+        return [arrays]
+
+    def renamed(key: str) -> str | None:
+        kind, _, rest = key.partition("_")
+        return _RECORDED.get(key) or {"param": f"param/{rest}", "grad": f"gparam/{rest}"}.get(kind)
+
+    names = {key: name for key in arrays if (name := renamed(key))}
+    steps = [{name: arrays[key][t] for key, name in names.items()} for t in range(len(arrays["y"]))]
+    evaluated = below({k: v for k, v in arrays.items() if k.startswith("eval_")}, "eval_")
+    return [*steps, {name: evaluated[key] for key, name in names.items() if key in evaluated}]
+
+
+def _compare(arrays: Arrays, call, dtype, tolerance: float) -> None:
     prefix = ("f32",) if group(arrays, "f32") else ()
     floating = lambda tree: {k: jnp.asarray(v).astype(dtype) for k, v in tree.items() if not _integer(v)}
     inputs, params = floating(group(arrays, "in")), floating(group(arrays, "param"))

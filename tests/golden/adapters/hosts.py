@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 
+import jax.numpy as jnp
 from flax import nnx
 
 import normjax as nj
@@ -195,11 +196,66 @@ def _fit(vector: Vector):
     return call
 
 
+def _wide_net(vector: Vector):
+    hyper = vector.hyper
+
+    def call(inputs, params):
+        build = lambda: models.WideNet(
+            hyper["d"],
+            depth=hyper["depth"],
+            heads=hyper["heads"],
+            experts=hyper["experts"],
+            chosen=hyper["top_k"],
+            mlp_features=hyper["ffn"],
+            norm=nj.layer_norm(epsilon=hyper.get("eps", 1e-6)),
+            rngs=nnx.Rngs(0),
+        )
+        values = {"hidden.kernel": params["w1"], "hidden.bias": params["b1"]}
+        values |= {"down.kernel": params["w2"], "down.bias": params["b2"]}
+        layers = {"query": "attn.q", "key": "attn.k", "value": "attn.v", "out": "attn.o", "router": "router"}
+        for ours, theirs in layers.items():
+            values |= linear(params, ours, theirs)
+        for i in range(hyper["depth"]):
+            values |= norm(params, f"norm1.{i}", f"ln1.{i}") | norm(params, f"norm2.{i}", f"ln2.{i}")
+        net = filled(build, values | norm(params, "out_norm", "lnf"))
+        # As `net(x)`, with what lies between its depths.
+        outputs, x, auxiliary = {}, inputs["x"], 0.0
+        for i in range(hyper["depth"]):
+            x, loss = net.layer(x, i)
+            outputs[f"layer_{i}"], auxiliary = x, auxiliary + loss
+        return outputs | {"y": net.out_norm(x), "aux": auxiliary}
+
+    return call
+
+
+def _linear_attention(vector: Vector):
+    hyper = vector.hyper
+
+    def call(inputs, params):
+        build = lambda: models.SimplifiedLinearAttention(
+            hyper["dim"],
+            hyper["num_heads"],
+            shape=(hyper["side"], hyper["side"]),
+            kernel_size=hyper["kernel_size"],
+            epsilon=hyper["eps_den"],
+            rngs=nnx.Rngs(0),
+        )
+        values = {"positions": params["positional_encoding"][0]}
+        values |= linear(params, "qkv", "qkv") | linear(params, "out", "proj")
+        values |= {"convolution.kernel": jnp.moveaxis(params["dwc.weight"], (0, 1), (3, 2))}
+        values |= {"convolution.bias": params["dwc.bias"]}
+        return {"y": filled(build, values)(inputs["x"])}
+
+    return call
+
+
 ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {
     r"graphtransformer_edge_.*": check(_edge_graph),
     r"hyperconnection_deepseekv4_.*": check(_hyper_connection),
     r"siamesenorm_dit_blocks_.*": check(_siamese),
     r"fit_tf_official_.*": check(_fit),
+    r"widenet_shared_block_.*": check(_wide_net),
+    r"sla_attn_.*": check(_linear_attention),
     r"residual_gate_musespark_.*": _residual_gate,
     r"graphtransformer_(bn|ln)_.*": check(_graph),
 }
