@@ -1,5 +1,6 @@
 """Architectures from the literature as small nnx modules in which the norm is an argument."""
 
+from normjax.models.cswin import CSWinBlock as CSWinBlock
 from normjax.models.efficient_local_attention import EfficientLocalAttention as EfficientLocalAttention
 from normjax.models.feature_equalization import FeatureEqualization as FeatureEqualization
 from normjax.models.fit import FIT as FIT

@@ -31,11 +31,13 @@ class FIT(nnx.Module):
     Example:
       >>> import jax.numpy as jnp, normjax as nj
       >>> from flax import nnx
-      >>> fit = nj.models.FIT(
-      ...     12, features=8, latent_features=8, groups=3, tokens=4, latents=2, heads=2, latent_heads=2,
-      ...     local_layers=(1, 1), latent_layers=(1,), rngs=nnx.Rngs(0)
-      ... )
-      >>> x, latents = fit(jnp.ones((2, 3, 4, 12)))
+      >>> def encode():
+      ...     fit = nj.models.FIT(
+      ...         12, features=8, latent_features=8, groups=3, tokens=4, latents=2, heads=2, latent_heads=2,
+      ...         local_layers=(1, 1), latent_layers=(1,), rngs=nnx.Rngs(0)
+      ...     )
+      ...     return fit(jnp.ones((2, 3, 4, 12)))
+      >>> x, latents = nnx.eval_shape(encode)
       >>> x.shape, latents.shape
       ((2, 3, 4, 8), (2, 3, 2, 8))
 

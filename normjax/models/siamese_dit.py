@@ -92,7 +92,8 @@ class SiameseDiTBlock(nnx.Module):
         """
         if u.ndim != 3 or u.shape != y.shape:
             raise ValueError(f"got streams {u.shape} and {y.shape}; expected two (batch, length, features).")
-        chunks = ada_modulation(condition, self.modulation.kernel[...], self.modulation.bias[...], chunks=6)
+        kernel, bias = self.modulation.kernel[...], self.modulation.bias
+        chunks = ada_modulation(condition, kernel, None if bias is None else bias[...], chunks=6)
         shift1, scale1, gate1, shift2, scale2, gate2 = (chunk[:, None, :] for chunk in chunks)
         damping = (2 * (self.index + 1)) ** -0.5
 

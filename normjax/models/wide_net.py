@@ -90,6 +90,8 @@ class WideNet(nnx.Module):
         Returns:
           Tokens, shaped like `x`, and the auxiliary loss, a scalar.
         """
+        # Cleared: a key's weight of zero does not remove a NaN in its value.
+        x = x if mask is None else jnp.where(mask.astype(bool)[..., None], x, 0)
         auxiliary = jnp.zeros((), x.dtype)
         for index in range(self.depth):
             x, loss = self.layer(x, index, mask=mask)
