@@ -102,8 +102,8 @@ class FIT(nnx.Module):
             inner = min(features, latent_features)
             return nnx.List(CrossAttention(width, other, heads, inner, norm, rngs) for _ in latent_layers)
 
-        self.local = nnx.List(stack(features, count, heads) for count in local_layers)
-        self.globally = nnx.List(stack(latent_features, count, latent_heads) for count in latent_layers)
+        self.local_layers = nnx.List(stack(features, count, heads) for count in local_layers)
+        self.latent_layers = nnx.List(stack(latent_features, count, latent_heads) for count in latent_layers)
         self.read = cross(latent_features, features)
         self.write = cross(features, latent_features)
         self.out_norm = Norm(norm, features, rngs=rngs)
@@ -127,11 +127,11 @@ class FIT(nnx.Module):
         width = self.latents.shape[-1]
         latents = jnp.broadcast_to(self.latents[...][None], (batch, *self.latents.shape))
         latents = latents.reshape(batch * groups, -1, width)
-        x = _applied(self.local[0], x)
-        exchanges = zip(self.read, self.globally, self.write, list(self.local)[1:], strict=True)
-        for read, globally, write, local in exchanges:
+        x = _applied(self.local_layers[0], x)
+        exchanges = zip(self.read, self.latent_layers, self.write, list(self.local_layers)[1:], strict=True)
+        for read, layers, write, local in exchanges:
             latents = read(latents, x)
-            latents = _applied(globally, latents.reshape(batch, -1, width)).reshape(latents.shape)
+            latents = _applied(layers, latents.reshape(batch, -1, width)).reshape(latents.shape)
             x = _applied(local, write(x, latents))
         shape = (batch, groups, -1)
         return (

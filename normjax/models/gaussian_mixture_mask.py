@@ -1,9 +1,9 @@
-r"""The Gaussian mixture mask of attention scores (Zhang et al. 2023): nearby patches count more, learned by head.
+r"""The Gaussian mixture mask of attention scores (Li and Zhang 2023): nearby patches count more, learned by head.
 
 $$s_{ij} \leftarrow s_{ij} \sum_k \alpha_k \exp\!\left(-\frac{d_{ij}^2}{2 (\sigma_k^2 + \epsilon)}\right)$$
 
 $d_{ij}$ is the distance of patches $i$ and $j$ on their grid. The mask multiplies the scores before the softmax; it is
-not added. It replaces no norm and has none; the attention around it is where `norms.qk_norm` goes.
+not added. There is no norm in it.
 
 Left out: the variant with one free number for each pair of patches. A class token has no place on the grid.
 """
@@ -27,7 +27,7 @@ class GaussianMixtureMask(nnx.Module):
       (5, 4, 6, 6)
 
     References:
-      Zhang et al. 2023, [Gaussian Mixture Mask Attention](https://arxiv.org/abs/2309.05375).
+      Li and Zhang 2023, [RetNet Viewed through Convolution](https://arxiv.org/abs/2309.05375).
     """
 
     def __init__(

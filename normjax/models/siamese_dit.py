@@ -1,4 +1,4 @@
-r"""The DiT block with Siamese norms (SiameseNorm, 2026): a Post-LN and a Pre-LN stream share every sublayer.
+r"""The DiT block with Siamese norms (Li et al. 2026): a Post-LN and a Pre-LN stream share every sublayer.
 
 For both sublayers $F$ (attention, feed-forward) of block $l = 0, 1, \ldots$, with $s, t, g$ made of the condition $c$:
 
@@ -35,7 +35,7 @@ class SiameseDiTBlock(nnx.Module):
       ((2, 5, 8), (2, 5, 8))
 
     References:
-      SiameseNorm 2026, [arXiv 2602.08064](https://arxiv.org/abs/2602.08064); Peebles and Xie 2022,
+      Li et al. 2026, [SiameseNorm](https://arxiv.org/abs/2602.08064); Peebles and Xie 2022,
       [Scalable Diffusion Models with Transformers](https://arxiv.org/abs/2212.09748).
     """
 

@@ -92,11 +92,11 @@ class WideNet(nnx.Module):
         """
         # Cleared: a key's weight of zero does not remove a NaN in its value.
         x = x if mask is None else jnp.where(mask.astype(bool)[..., None], x, 0)
-        auxiliary = jnp.zeros((), x.dtype)
+        losses = []
         for index in range(self.depth):
             x, loss = self.layer(x, index, mask=mask)
-            auxiliary = auxiliary + loss
-        return self.out_norm(x, mask=None if mask is None else mask[..., None]), auxiliary
+            losses.append(loss)
+        return self.out_norm(x, mask=None if mask is None else mask[..., None]), jnp.stack(losses).sum()
 
     def layer(self, x: jax.Array, index: int, *, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Applies the shared layer with the norms of one depth.
@@ -127,7 +127,7 @@ class WideNet(nnx.Module):
         probabilities = jax.nn.softmax(self.router(x))
         experts = probabilities.shape[-1]
         _, order = jax.lax.top_k(probabilities, self.chosen)
-        choices = jax.nn.one_hot(order, experts, dtype=x.dtype)
+        choices = jax.nn.one_hot(order, experts, dtype=probabilities.dtype)
         gates = probabilities * choices.sum(-2)
         hidden = self.hidden(jnp.broadcast_to(x[..., None, :], (*gates.shape, x.shape[-1])))
         outputs = self.down(jax.nn.gelu(hidden, approximate=False))

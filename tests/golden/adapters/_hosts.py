@@ -1,5 +1,6 @@
 """A recorded block against our module: outputs, states, and gradients under the recorded names."""
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable
@@ -83,7 +84,7 @@ def check(make: Callable[[Vector], Callable[[Arrays, Arrays], Any]], tolerance: 
     def adapter(vector: Vector) -> Check:
         def run(vector: Vector) -> None:
             wide = "float64" in vector.sidecar.get("compute", "")
-            with jax.enable_x64(wide):
+            with jax.enable_x64(wide), _quick_compilation():
                 dtype, allowed = (jnp.float64, 1e-12) if wide else (jnp.float32, tolerance or BLOCK)
                 for arrays in _steps(vector.arrays()):
                     _compare(arrays, make(vector), dtype, allowed)
@@ -91,6 +92,17 @@ def check(make: Callable[[Vector], Callable[[Arrays, Arrays], Any]], tolerance: 
         return Check(run)
 
     return adapter
+
+
+@contextlib.contextmanager
+def _quick_compilation():
+    """LLVM's optimizations off: half the time, and the norms in these blocks are compared with them on elsewhere."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 _RECORDED = {"x": "in/x", "gy": "cot/y", "y": "out/y", "gx": "gin/x"}
@@ -129,6 +141,7 @@ def _compare(arrays: Arrays, call, dtype, tolerance: float) -> None:
         return outputs, states, pullback({k: cotangents.get(k, jnp.zeros_like(v)) for k, v in outputs.items()})
 
     outputs, states, (gin, gparam) = run(inputs, params)
+    assert group(arrays, *prefix, "out"), "no recorded outputs"
     for kind, actual in (("out", outputs), ("gin", gin), ("state_after", states)):
         for name, value in group(arrays, *prefix, kind).items():
             if not _integer(value):

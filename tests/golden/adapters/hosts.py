@@ -168,9 +168,9 @@ def _fit(vector: Vector):
 
     layers = {"stem": "stem", "stem_norm": "stem_ln", "out_norm": "x_output_ln", "latent_out_norm": "l_output_ln"}
     for i, count in enumerate(counts[::2]):
-        layers |= stack(f"local.{i}", f"x_network{suffix(i)}", count)
+        layers |= stack(f"local_layers.{i}", f"x_network{suffix(i)}", count)
     for i, count in enumerate(counts[1::2]):
-        layers |= stack(f"globally.{i}", f"l_network{suffix(i)}", count)
+        layers |= stack(f"latent_layers.{i}", f"l_network{suffix(i)}", count)
         layers |= cross(f"read.{i}", f"l2x_cross_attn{suffix(i)}") | cross(f"write.{i}", f"x2l_cross_attn{suffix(i)}")
 
     def call(inputs, params):
@@ -250,12 +250,12 @@ def _linear_attention(vector: Vector):
 
 
 ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {
-    r"graphtransformer_edge_.*": check(_edge_graph),
+    r"graphtransformer_edge_.*_f32_.*": check(_edge_graph),
     r"hyperconnection_deepseekv4_.*": check(_hyper_connection),
-    r"siamesenorm_dit_blocks_.*": check(_siamese),
+    r"siamesenorm_dit_blocks_f32_.*": check(_siamese),
     r"fit_tf_official_.*": check(_fit),
-    r"widenet_shared_block_.*": check(_wide_net),
+    r"widenet_shared_block_f32_.*": check(_wide_net),
     r"sla_attn_.*": check(_linear_attention),
     r"residual_gate_musespark_.*": _residual_gate,
-    r"graphtransformer_(bn|ln)_.*": check(_graph),
+    r"graphtransformer_(bn|ln)_.*_f32_.*": check(_graph),
 }
