@@ -9,6 +9,7 @@ from normjax import linen as linen
 from normjax import models as models
 from normjax import nnx as nnx
 from normjax import optim as optim
+from normjax import placements as placements
 from normjax import precision as precision
 from normjax import weights as weights
 from normjax.backward_state import keep_in_backward as keep_in_backward

@@ -69,7 +69,7 @@ def quick_compilation(request):
     vectors, the optimizers, the accuracy table.
     """
     before = jax.config.read("jax_disable_most_optimizations")
-    if request.path.parent.name in ("norms", "weights", "pallas_kernels", "flax_parity"):
+    if request.path.parent.name in ("norms", "weights", "pallas_kernels", "flax_parity", "models"):
         jax.config.update("jax_disable_most_optimizations", True)
         # Nothing in them is compiled twice: what is kept is never read.
         jax.config.update("jax_enable_compilation_cache", request.path.parent.name == "flax_parity")

@@ -11,9 +11,9 @@ from normjax.reductions import Standardization
 
 
 class Kind(NamedTuple):
-    """One kind's count, mean and variance."""
+    """One kind's number of valid values, mean and variance."""
 
-    count: jax.Array
+    valid: jax.Array
     centre: Centre
     var: jax.Array
 

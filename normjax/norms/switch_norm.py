@@ -93,7 +93,7 @@ def switch_normalize(
     factor = inverse_root(jnp.asarray(sum(v[i] * kind.var for i, kind in enumerate(kinds))), epsilon)
     batch = kinds[-1]
     y = affine((around + shift) * factor, x, scale, bias, (feature,), precision)
-    return y, Moments(batch.count, batch.centre.mean, batch.var * batch.count)
+    return y, Moments(batch.valid, batch.centre.mean, batch.var * batch.valid)
 
 
 def _axes(x, feature_axis: int) -> tuple[int, tuple[int, ...]]:

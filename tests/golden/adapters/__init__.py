@@ -13,6 +13,7 @@ from tests.golden.adapters import (
     hosts,
     mixtures,
     plain,
+    stacks,
     tokens,
     vision,
     weights,
@@ -26,7 +27,7 @@ from tests.golden.adapters._kinds import Stepwise as Stepwise
 from tests.golden.adapters._kinds import epsilon_of as epsilon_of
 from tests.golden.vectors import Vector
 
-_FAMILIES = (plain, written_backward, mixtures, activations, tokens, vision, conditional, weights, hosts, gates)
+_FAMILIES = (plain, written_backward, mixtures, activations, tokens, vision, conditional, weights, stacks, hosts, gates)
 
 
 def adapter(vector: Vector) -> Adapter | None:
