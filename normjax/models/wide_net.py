@@ -7,6 +7,9 @@ Only the norms tell the depths apart, with $4 d$ parameters each. The probabilit
 renormalized. The auxiliary loss, summed over depths, is $E \sum_e f_e P_e$: the fraction of tokens whose first choice
 is $e$ times the mean probability of $e$, whose gradient alone flows.
 
+No snapshot of the authors' code is public: exact GELU, biases in the experts alone and the form of the loss follow
+a re-implementation of the paper.
+
 Left out: capacity limits, noise in the router, and experts on several devices: here every expert sees every token and
 the unchosen ones are multiplied by 0.
 """
