@@ -9,6 +9,8 @@ import re
 from tests.golden.adapters import (
     activations,
     conditional,
+    gates,
+    hosts,
     mixtures,
     plain,
     stacks,
@@ -25,7 +27,7 @@ from tests.golden.adapters._kinds import Stepwise as Stepwise
 from tests.golden.adapters._kinds import epsilon_of as epsilon_of
 from tests.golden.vectors import Vector
 
-_FAMILIES = (plain, written_backward, mixtures, activations, tokens, vision, conditional, weights, stacks)
+_FAMILIES = (plain, written_backward, mixtures, activations, tokens, vision, conditional, weights, stacks, hosts, gates)
 
 
 def adapter(vector: Vector) -> Adapter | None:
