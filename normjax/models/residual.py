@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from normjax.models.residual_gate import residual_gate
 from normjax.nnx import Norm
 from normjax.placements import Step
 from normjax.transform import NormTransform
@@ -69,19 +70,12 @@ class Residual(nnx.Module):
     def joined(self, r: jax.Array, f: jax.Array) -> jax.Array:
         r"""$N_a(\alpha r + \beta f)$, with the gate in the place of the constants where there is one."""
         alpha, beta = self.step.residual_scale, self.step.branch_scale
-        if self.gate is not None:
-            gate = self.gate[...].reshape((1,) * (f.ndim - 1) + (-1,))
-            if self.step.gate == "layer_scale":
-                f = f * gate.astype(f.dtype)
-            else:
-                share = jax.nn.sigmoid(gate.astype(jnp.float32) / GATE_TEMPERATURE)
-                kept = jnp.sqrt(jnp.maximum((1 - share) * (1 + share), LEAST_KEPT))
-                r, f = r * kept.astype(r.dtype), f * share.astype(f.dtype)
+        if self.gate is not None and self.step.gate == "layer_scale":
+            f = f * self.gate[...].astype(f.dtype).reshape((1,) * (f.ndim - 1) + (-1,))
+        elif self.gate is not None:
+            y = residual_gate(r, f, self.gate[...].astype(f.dtype))
+            return y if self.after is None else self.after(y)
         r = r if alpha == 1 else r * jnp.asarray(alpha, r.dtype)
         f = f if beta == 1 else f * jnp.asarray(beta, f.dtype)
         y = r + f
         return y if self.after is None else self.after(y)
-
-
-GATE_TEMPERATURE = 0.3
-LEAST_KEPT = 1e-3

@@ -65,7 +65,7 @@ def spectral_normalize(
       >>> import jax.numpy as jnp, normjax as nj
       >>> kernel = jnp.array([[3.0, 0.0], [0.0, 1.0]])
       >>> effective, u, v, sigma = nj.spectral_normalize(kernel, jnp.ones(2), jnp.array([0.8, 0.6]), n_steps=20)
-      >>> print(effective.round(3), sigma.round(3))
+      >>> print(effective.round(3), round(float(sigma), 3))
       [[1.    0.   ]
        [0.    0.333]] 3.0
 

@@ -35,7 +35,9 @@ def close(a, b):
     np.testing.assert_allclose(a, b, rtol=0, atol=64 * EPS32 * max(1.0, float(np.max(np.abs(b)))))
 
 
-@pytest.mark.parametrize("place", [nj.placements.pre, nj.placements.mix, nj.placements.resi_dual], ids=str)
+@pytest.mark.parametrize(
+    "place", [nj.placements.pre, nj.placements.mix, nj.placements.resi_dual], ids=lambda f: f.__name__
+)
 def test_scanned_equals_unrolled(place):
     config = dataclasses.replace(LLAMA, layers=4, placement=place(nj.rms_norm()))
     plain, scanned = stack_of(config), stack_of(dataclasses.replace(config, scan=True, remat=True))

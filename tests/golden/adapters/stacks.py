@@ -1,195 +1,42 @@
-"""Adapters of whole stacks of blocks: a configuration from the sidecar, and a table of parameter names.
-
-A table maps our paths to recorded names; `{i}` is the block. A recorded array that holds several of ours is cut.
-"""
+"""Adapters of whole stacks of blocks: a configuration from the sidecar, and a table of parameter names."""
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 
 import normjax as nj
-from normjax.models import AttentionKind, Rope, Transformer, TransformerConfig, presets
+from normjax.models import AttentionKind, Rope, TransformerConfig, presets
 from tests.golden.adapters._kinds import Adapter, Check
-from tests.golden.comparison import assert_close
-from tests.golden.vectors import Vector, find, group
+from tests.golden.adapters._stacks import Layout, Part, at, joined, linear_names, norm_names, stack
+from tests.golden.vectors import Vector
 
-Arrays = dict[str, Any]
-
-
-class Part(NamedTuple):
-    """One of several of our arrays in one recorded array."""
-
-    name: str
-    index: int
-    count: int
-    axis: int = 0
-
-
-class Layout(NamedTuple):
-    """How a recorded model is laid out.
-
-    Attributes:
-      once: Table of what a stack has once.
-      block: Table of what each block has.
-      outputs: Name of the recorded stream after block `i`.
-      transposed: Whether recorded matrices are (outputs, inputs).
-    """
-
-    once: dict[str, str | Part]
-    block: dict[str, str | Part]
-    outputs: str = "layer_{i}"
-    transposed: bool = True
-
-
-def _linear(ours: str, theirs: str) -> dict[str, str | Part]:
-    return {f"{ours}.kernel": f"{theirs}.weight", f"{ours}.bias": f"{theirs}.bias"}
-
-
-def _norm(ours: str, theirs: str) -> dict[str, str | Part]:
-    return {f"{ours}.scale": f"{theirs}.weight", f"{ours}.bias": f"{theirs}.bias"}
-
-
-def _tables(*tables: dict[str, str | Part]) -> dict[str, str | Part]:
-    return functools.reduce(lambda a, b: a | b, tables, {})
-
-
-def _converted(layout: Layout, layers: int, recorded: Arrays) -> Arrays:
-    """Our paths and the recorded arrays in our layout; what was not recorded is left out."""
-    found = {}
-    tables = [layout.once, *({_at(k, i): _at(v, i) for k, v in layout.block.items()} for i in range(layers))]
-    for ours, theirs in (item for table in tables for item in table.items()):
-        name = theirs if isinstance(theirs, str) else theirs.name
-        if name not in recorded:
-            continue
-        value = recorded[name]
-        if isinstance(theirs, Part):
-            value = np.split(value, theirs.count, theirs.axis)[theirs.index]
-        matrix = ours.endswith(".kernel") and layout.transposed
-        found[ours] = value.T if matrix else value
-    return found
-
-
-def _at(entry: str | Part, block: int) -> Any:
-    if isinstance(entry, Part):
-        return entry._replace(name=entry.name.format(i=block))
-    return entry.format(i=block)
-
-
-def _stack(
-    layout: Layout | Callable[[Vector], Layout], configure: Callable[[Vector], TransformerConfig]
-) -> Callable[[Vector], Check]:
-    def adapter(vector: Vector) -> Check:
-        own = layout if isinstance(layout, Layout) else layout(vector)
-        return Check(lambda vector: _check(own, configure(vector), vector))
-
-    return adapter
-
-
-def _check(layout: Layout, config: TransformerConfig, vector: Vector) -> None:
-    arrays = vector.arrays()
-    combo = vector.sidecar["compute_dtype"]
-    dtype = {"f32": jnp.float32, "bf16": jnp.bfloat16}[combo]
-    graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
-    # A recorded parameter without a gradient takes no part: the modules of some stacks have a norm too many.
-    extra = group(arrays, "param")
-    used = {name: v for name, v in extra.items() if f"{combo}/gparam/{name}" in arrays}
-    given = _converted(layout, config.layers, used)
-    ours = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(state)}
-    assert ours == set(given), f"ours only: {sorted(ours - set(given))}, recorded only: {sorted(set(given) - ours)}"
-
-    def forward(params, x):
-        flat = [(path, v.replace(params[".".join(map(str, path))])) for path, v in nnx.to_flat_state(state)]
-        stack = nnx.merge(graph, nnx.from_flat_state(flat))
-        carries = list(stack.carries(_embedded(x, extra)))
-        first = [c[0] if isinstance(c, tuple) else c for c in carries]
-        return stack.ended(carries[-1]), dict(_named(layout, first))
-
-    @jax.jit
-    def run(params, x, cotangent):
-        y, pullback, hidden = jax.vjp(forward, params, x, has_aux=True)
-        return y, hidden, pullback(cotangent)
-
-    params = {path: jnp.asarray(value).astype(dtype) for path, value in given.items()}
-    y, hidden, (gparams, gx) = run(params, *(jnp.asarray(arrays[name]).astype(dtype) for name in ("in/x", "cot/y")))
-    # A recorded last stream may be the normalized one.
-    last = {k for k, v in group(arrays, combo, "out").items() if np.array_equal(v, arrays[f"{combo}/out/y"])}
-    actual = {f"out/{k}": v for k, v in ({"y": y} | {k: v for k, v in hidden.items() if k not in last}).items()}
-    actual |= {"gin/x": gx} | {f"gparam/{k}": v for k, v in gparams.items()}
-    expected, exact = (_recorded(layout, config.layers, v) for v in (vector, _in_float32(vector)))
-    zero = [k for k in expected if k.endswith("key.bias") and config.kinds[0].rope is None]
-    for name in sorted(set(actual) & set(expected)):
-        if name in zero:
-            # Softmax does not see it: what is left are roundings of a sum of the size of the query's gradient.
-            size = np.max(np.abs(np.asarray(actual[name.replace("key", "query")], np.float32)))
-            assert np.max(np.abs(np.asarray(actual[name], np.float32))) <= 64 * jnp.finfo(dtype).eps * size, name
-        elif combo == "f32":
-            assert_close(actual[name], expected[name], 1e-4, name)
-        else:
-            _assert_close_in_bfloat16(actual[name], expected[name], exact[name], name)
-    assert {k for k in expected if k.startswith(("gin", "gparam", "out/y"))} <= set(actual)
-
-
-def _recorded(layout: Layout, layers: int, vector: Vector) -> Arrays:
-    arrays, combo = vector.arrays(), vector.sidecar["compute_dtype"]
-    found = {f"{kind}/{k}": v for kind in ("out", "gin") for k, v in group(arrays, combo, kind).items()}
-    return found | {f"gparam/{k}": v for k, v in _converted(layout, layers, group(arrays, combo, "gparam")).items()}
-
-
-def _in_float32(vector: Vector) -> Vector:
-    """The same stack as recorded in float32."""
-    name = vector.name.replace("_bf16", "_f32")
-    return next(v for v in find() if v.name == name)
-
-
-def _assert_close_in_bfloat16(actual, recorded: np.ndarray, exact: np.ndarray, what: str) -> None:
-    """No further from the float32 result than 3e-2 of its norm (the card's bound), or than twice the recorded one."""
-    actual, recorded, exact = (np.asarray(a, np.float64) for a in (actual, recorded, exact))
-    error, theirs = (np.linalg.norm(a - exact) for a in (actual, recorded))
-    bound = max(3e-2 * np.linalg.norm(exact), 2 * theirs)
-    assert error <= bound, f"{what}: {error:.3g} from float32, the recorded bfloat16 {theirs:.3g}"
-
-
-def _named(layout: Layout, streams: list[jax.Array]) -> Iterator[tuple[str, jax.Array]]:
-    start = 0 if layout.outputs == "hidden_{i}" else -1
-    return ((layout.outputs.format(i=start + n), s) for n, s in enumerate(streams))
-
-
-def _embedded(x: jax.Array, recorded: Arrays) -> jax.Array:
-    """What the recorded model adds to an embedding that it is given."""
-    for name in ("wpe.weight", "embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight"):
-        if name in recorded:
-            x = x + jnp.asarray(recorded[name]).astype(x.dtype)
-    return x
-
+_QKV = ("query", "key", "value")
 
 # The recorded stacks of one block layout and many placements.
-_REFERENCE = _tables(
-    *(_linear(f"blocks.{{i}}.attention.branch.{ours}", f"blocks.{{i}}.attn.{ours[0]}") for ours in ("query", "key")),
-    _linear("blocks.{i}.attention.branch.value", "blocks.{i}.attn.v"),
-    _linear("blocks.{i}.attention.branch.out", "blocks.{i}.attn.o"),
+_REFERENCE = joined(
     *(
-        _norm(f"blocks.{{i}}.attention.branch.{n}_norm", f"blocks.{{i}}.attn.{n[0]}n")
-        for n in ("query", "key", "value")
+        linear_names(f"blocks.{{i}}.attention.branch.{ours}", f"blocks.{{i}}.attn.{ours[0]}")
+        for ours in ("query", "key")
     ),
-    *(_linear(f"blocks.{{i}}.ffn.branch.{n}", f"blocks.{{i}}.ffn.{n}") for n in ("up", "down")),
+    linear_names("blocks.{i}.attention.branch.value", "blocks.{i}.attn.v"),
+    linear_names("blocks.{i}.attention.branch.out", "blocks.{i}.attn.o"),
+    *(norm_names(f"blocks.{{i}}.attention.branch.{n}_norm", f"blocks.{{i}}.attn.{n[0]}n") for n in _QKV),
+    *(linear_names(f"blocks.{{i}}.ffn.branch.{n}", f"blocks.{{i}}.ffn.{n}") for n in ("up", "down")),
     {"blocks.{i}.attention.gate": "blocks.{i}.g1", "blocks.{i}.ffn.gate": "blocks.{i}.g2"},
 )
-_ENDS = _norm("embedding_norm", "n0") | _norm("final_norm", "nf")
+_ENDS = norm_names("embedding_norm", "n0") | norm_names("final_norm", "nf")
 
 
 def _reference_layout(places: dict[str, tuple[str, str]]) -> Layout:
     """The layout in which the norms of attention and feed-forward have these recorded names."""
     norms = (
-        _norm(f"blocks.{{i}}.{sublayer}.{where}", f"blocks.{{i}}.{name}")
+        norm_names(f"blocks.{{i}}.{sublayer}.{where}", f"blocks.{{i}}.{name}")
         for where, names in places.items()
         for sublayer, name in zip(("attention", "ffn"), names, strict=True)
     )
-    return Layout(_ENDS, _tables(_REFERENCE, *norms))
+    return Layout(_ENDS, joined(_REFERENCE, *norms))
 
 
 def _reference(place: Callable[..., nj.placements.Placement], layout: Any) -> Callable[[Vector], Check]:
@@ -206,7 +53,7 @@ def _reference(place: Callable[..., nj.placements.Placement], layout: Any) -> Ca
             activation=functools.partial(jax.nn.gelu, approximate=False),
         )
 
-    return _stack(layout, configure)
+    return stack(layout, configure)
 
 
 _BEFORE, _AFTER = (_reference_layout({where: ("n1", "n2")}) for where in ("before", "after"))
@@ -214,15 +61,15 @@ _BEFORE, _AFTER = (_reference_layout({where: ("n1", "n2")}) for where in ("befor
 
 def _hugging_face(prefix: str, names: dict[str, str], extra: dict[str, str | Part] | None = None) -> Layout:
     """Llama's names below `prefix`, with these names of the norms."""
-    attention = {f"attention.branch.{n}": f"self_attn.{n[0]}_proj" for n in ("query", "key", "value")}
+    attention = {f"attention.branch.{n}": f"self_attn.{n[0]}_proj" for n in _QKV}
     modules = attention | {"attention.branch.out": "self_attn.o_proj"}
     modules |= {f"ffn.branch.{n}": f"mlp.{n}_proj" for n in ("gate", "up", "down")}
     norms = {"attention.branch.query_norm": "self_attn.q_norm", "attention.branch.key_norm": "self_attn.k_norm"} | names
-    table = _tables(
-        *(_linear(f"blocks.{{i}}.{k}", f"{prefix}{{i}}.{v}") for k, v in modules.items()),
-        *(_norm(f"blocks.{{i}}.{k}", f"{prefix}{{i}}.{v}") for k, v in norms.items()),
+    table = joined(
+        *(linear_names(f"blocks.{{i}}.{k}", f"{prefix}{{i}}.{v}") for k, v in modules.items()),
+        *(norm_names(f"blocks.{{i}}.{k}", f"{prefix}{{i}}.{v}") for k, v in norms.items()),
     )
-    return Layout(_norm("final_norm", "norm"), table | (extra or {}), "hidden_{i}")
+    return Layout(norm_names("final_norm", "norm"), table | (extra or {}), "hidden_{i}")
 
 
 _PRE = {"attention.before": "input_layernorm", "ffn.before": "post_attention_layernorm"}
@@ -260,7 +107,7 @@ def _preset(preset: Callable[..., TransformerConfig], layout: Layout) -> Callabl
             config = preset(**options, kinds=config.kinds, softcap=h["attn_logit_softcapping"])
         return config
 
-    return _stack(layout, configure)
+    return stack(layout, configure)
 
 
 def _kind(preset: Callable[..., TransformerConfig], name: str, h: dict[str, Any]) -> AttentionKind:
@@ -272,8 +119,8 @@ def _kind(preset: Callable[..., TransformerConfig], name: str, h: dict[str, Any]
 
 
 _GPT2 = Layout(
-    _norm("final_norm", "ln_f"),
-    _tables(
+    norm_names("final_norm", "ln_f"),
+    joined(
         *(
             {
                 f"blocks.{{i}}.attention.branch.{n}.kernel": Part("h.{i}.attn.c_attn.weight", place, 3, 1),
@@ -281,11 +128,11 @@ _GPT2 = Layout(
             }
             for place, n in enumerate(("query", "key", "value"))
         ),
-        _linear("blocks.{i}.attention.branch.out", "h.{i}.attn.c_proj"),
-        _linear("blocks.{i}.ffn.branch.up", "h.{i}.mlp.c_fc"),
-        _linear("blocks.{i}.ffn.branch.down", "h.{i}.mlp.c_proj"),
-        _norm("blocks.{i}.attention.before", "h.{i}.ln_1"),
-        _norm("blocks.{i}.ffn.before", "h.{i}.ln_2"),
+        linear_names("blocks.{i}.attention.branch.out", "h.{i}.attn.c_proj"),
+        linear_names("blocks.{i}.ffn.branch.up", "h.{i}.mlp.c_fc"),
+        linear_names("blocks.{i}.ffn.branch.down", "h.{i}.mlp.c_proj"),
+        norm_names("blocks.{i}.attention.before", "h.{i}.ln_1"),
+        norm_names("blocks.{i}.ffn.before", "h.{i}.ln_2"),
     ),
     "hidden_{i}",
     transposed=False,
@@ -300,36 +147,35 @@ def _gpt2(vector: Vector) -> TransformerConfig:
 
 _BERT_LAYER = "encoder.layer.{i}."
 _BERT = Layout(
-    _norm("embedding_norm", "embeddings.LayerNorm"),
-    _tables(
-        *(
-            _linear(f"blocks.{{i}}.attention.branch.{n}", f"{_BERT_LAYER}attention.self.{n}")
-            for n in ("query", "key", "value")
-        ),
-        _linear("blocks.{i}.attention.branch.out", f"{_BERT_LAYER}attention.output.dense"),
-        _linear("blocks.{i}.ffn.branch.up", f"{_BERT_LAYER}intermediate.dense"),
-        _linear("blocks.{i}.ffn.branch.down", f"{_BERT_LAYER}output.dense"),
-        _norm("blocks.{i}.attention.after", f"{_BERT_LAYER}attention.output.LayerNorm"),
-        _norm("blocks.{i}.ffn.after", f"{_BERT_LAYER}output.LayerNorm"),
+    norm_names("embedding_norm", "embeddings.LayerNorm"),
+    joined(
+        *(linear_names(f"blocks.{{i}}.attention.branch.{n}", f"{_BERT_LAYER}attention.self.{n}") for n in _QKV),
+        linear_names("blocks.{i}.attention.branch.out", f"{_BERT_LAYER}attention.output.dense"),
+        linear_names("blocks.{i}.ffn.branch.up", f"{_BERT_LAYER}intermediate.dense"),
+        linear_names("blocks.{i}.ffn.branch.down", f"{_BERT_LAYER}output.dense"),
+        norm_names("blocks.{i}.attention.after", f"{_BERT_LAYER}attention.output.LayerNorm"),
+        norm_names("blocks.{i}.ffn.after", f"{_BERT_LAYER}output.LayerNorm"),
     ),
     "hidden_{i}",
 )
 
 _T5_BLOCK = "encoder.block.{i}.layer."
 _T5 = Layout(
-    _norm("final_norm", "encoder.final_layer_norm")
+    norm_names("final_norm", "encoder.final_layer_norm")
     | {"relative_bias.embedding": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"},
-    _tables(
+    joined(
         *(
-            _linear(f"blocks.{{i}}.attention.branch.{n}", f"{_T5_BLOCK}0.SelfAttention.{'o' if n == 'out' else n[0]}")
+            linear_names(
+                f"blocks.{{i}}.attention.branch.{n}", f"{_T5_BLOCK}0.SelfAttention.{'o' if n == 'out' else n[0]}"
+            )
             for n in ("query", "key", "value", "out")
         ),
         *(
-            _linear(f"blocks.{{i}}.ffn.branch.{ours}", f"{_T5_BLOCK}1.DenseReluDense.{theirs}")
+            linear_names(f"blocks.{{i}}.ffn.branch.{ours}", f"{_T5_BLOCK}1.DenseReluDense.{theirs}")
             for ours, theirs in (("gate", "wi_0"), ("up", "wi_1"), ("down", "wo"))
         ),
-        _norm("blocks.{i}.attention.before", f"{_T5_BLOCK}0.layer_norm"),
-        _norm("blocks.{i}.ffn.before", f"{_T5_BLOCK}1.layer_norm"),
+        norm_names("blocks.{i}.attention.before", f"{_T5_BLOCK}0.layer_norm"),
+        norm_names("blocks.{i}.ffn.before", f"{_T5_BLOCK}1.layer_norm"),
     ),
     "hidden_{i}",
 )
@@ -381,18 +227,15 @@ def _torchscale_layout(where: str) -> Layout:
     attention = "layers.{i}.self_attn."
     return Layout(
         {},
-        _tables(
-            *(
-                _linear(f"blocks.{{i}}.attention.branch.{n}", f"{attention}{n[0]}_proj")
-                for n in ("query", "key", "value")
-            ),
-            _linear("blocks.{i}.attention.branch.out", f"{attention}out_proj"),
-            _norm("blocks.{i}.attention.branch.inner_norm", f"{attention}inner_attn_ln"),
-            _linear("blocks.{i}.ffn.branch.up", "layers.{i}.ffn.fc1"),
-            _linear("blocks.{i}.ffn.branch.down", "layers.{i}.ffn.fc2"),
-            _norm("blocks.{i}.ffn.branch.inner_norm", "layers.{i}.ffn.ffn_layernorm"),
-            _norm(f"blocks.{{i}}.attention.{where}", "layers.{i}.self_attn_layer_norm"),
-            _norm(f"blocks.{{i}}.ffn.{where}", "layers.{i}.final_layer_norm"),
+        joined(
+            *(linear_names(f"blocks.{{i}}.attention.branch.{n}", f"{attention}{n[0]}_proj") for n in _QKV),
+            linear_names("blocks.{i}.attention.branch.out", f"{attention}out_proj"),
+            norm_names("blocks.{i}.attention.branch.inner_norm", f"{attention}inner_attn_ln"),
+            linear_names("blocks.{i}.ffn.branch.up", "layers.{i}.ffn.fc1"),
+            linear_names("blocks.{i}.ffn.branch.down", "layers.{i}.ffn.fc2"),
+            norm_names("blocks.{i}.ffn.branch.inner_norm", "layers.{i}.ffn.ffn_layernorm"),
+            norm_names(f"blocks.{{i}}.attention.{where}", "layers.{i}.self_attn_layer_norm"),
+            norm_names(f"blocks.{{i}}.ffn.{where}", "layers.{i}.final_layer_norm"),
         ),
     )
 
@@ -426,8 +269,8 @@ def _first_and_rest(first: Layout, rest: Layout, count: str, layers: str) -> Cal
 
     def layout(vector: Vector) -> Layout:
         tables = (first if i < vector.hyper[count] else rest for i in range(vector.hyper[layers]))
-        own = ({_at(k, i): _at(v, i) for k, v in table.block.items()} for i, table in enumerate(tables))
-        return first._replace(once=_tables(first.once, *own), block={})
+        own = ({at(k, i): at(v, i) for k, v in table.block.items()} for i, table in enumerate(tables))
+        return first._replace(once=joined(first.once, *own), block={})
 
     return layout
 
@@ -448,11 +291,11 @@ ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {
     r"refstack_hybridnorm_.*": _reference(nj.placements.hybrid, _BEFORE),
     r"refstack_keel_.*": _reference(nj.placements.keel, _KEEL),
     r"refstack_layerscale_.*": _reference(nj.placements.layer_scale, _BEFORE),
-    r"block_preln_gpt2_.*": _stack(_GPT2, _gpt2),
+    r"block_preln_gpt2_.*": stack(_GPT2, _gpt2),
     r"block_postln_bert_.*": _preset(presets.bert, _BERT),
     r"block_preln_llama_.*": _preset(presets.llama, _hugging_face("layers.", _PRE)),
     r"block_preln_qknorm_qwen3_.*": _preset(presets.qwen3, _hugging_face("layers.", _PRE)),
-    r"block_preln_t5enc_.*": _stack(_T5, _t5),
+    r"block_preln_t5enc_.*": stack(_T5, _t5),
     r"block_periln_gemma2_.*": _preset(presets.gemma2, _hugging_face("layers.", _SANDWICH)),
     r"block_periln_qknorm_gemma3_.*": _preset(presets.gemma3, _hugging_face("layers.", _SANDWICH)),
     r"block_reorderednorm_olmo2_.*": _preset(presets.olmo2, _hugging_face("layers.", _OUTPUT)),
@@ -461,12 +304,12 @@ ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {
     r"block_parallel_cohere2_.*": _preset(
         presets.cohere2, _hugging_face("layers.", {"attention.before": "input_layernorm"})
     ),
-    r"(preln|subln)_torchscale_.*": _stack(_torchscale_layout("before"), _torchscale),
-    r"(postln|deepnorm)_torchscale_.*": _stack(_torchscale_layout("after"), _torchscale),
-    r"(mixln_pre|lns_layernormscaling)_.*": _stack(_mix_layout(_PRE), _mix),
-    r"mixln_post_.*": _stack(_mix_layout(_POST), _mix),
-    r"mixln_postpre_.*": _stack(
+    r"(preln|subln)_torchscale_.*": stack(_torchscale_layout("before"), _torchscale),
+    r"(postln|deepnorm)_torchscale_.*": stack(_torchscale_layout("after"), _torchscale),
+    r"(mixln_pre|lns_layernormscaling)_.*": stack(_mix_layout(_PRE), _mix),
+    r"mixln_post_.*": stack(_mix_layout(_POST), _mix),
+    r"mixln_postpre_.*": stack(
         _first_and_rest(_mix_layout(_POST), _mix_layout(_PRE), "num_post_layers", "layers"), _mix
     ),
-    r"mixln_sandwich_.*": _stack(_mix_layout(_SANDWICH), _mix),
+    r"mixln_sandwich_.*": stack(_mix_layout(_SANDWICH), _mix),
 }
