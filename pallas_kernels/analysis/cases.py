@@ -15,7 +15,7 @@ from pallas_kernels.analysis.core import bytes_of
 Direction = Literal["forward", "backward"]
 # Array arguments of the public calls by their part: like x, or one number per feature.
 TENSORS = ("x", "residual")
-PARAMETERS = ("scale", "bias")
+PARAMETERS = ("scale", "bias", "scale_out", "scale_in")
 
 
 class Case(NamedTuple):
@@ -64,8 +64,9 @@ def program(call: Callable, args: dict[str, jax.ShapeDtypeStruct], direction: Di
     outputs = jax.eval_shape(call, *arrays)
     if direction == "forward":
         return Case(call, arrays, bytes_of((arrays, outputs)))
-    # The gradients of two summands are one array: asking for one spares a copy that no training step makes.
-    fixed = {i: a for i, (name, a) in enumerate(args.items()) if name == "residual"}
+    # The gradients of two summands are one array: asking for one spares a copy that no training step makes. Those of a
+    # norm's output and the stream it is added to are two, where the stream's own norm follows.
+    fixed = {i: a for i, (name, a) in enumerate(args.items()) if name == "residual" and "scale_in" not in args}
     varied = tuple(a for i, a in enumerate(arrays) if i not in fixed)
     ideal = bytes_of((varied, outputs, varied))
     pullback = functools.partial(_pullback, call, tuple(fixed))
