@@ -87,7 +87,8 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: NormAdd, tiling: T
         projections = formula.projections(kind, n, shift_in, rstd_in, sums(inner))
 
         def gradient(feature):
-            return dh(feature) + formula.input_gradient(kind, *inner(feature), shift_in, rstd_in, *projections)
+            value, g = inner(feature)
+            return dh(feature) + formula.input_gradient(kind, value, g, shift_in, rstd_in, *projections)
 
         stream = once(gradient)
         outer = once(lambda feature: (x(feature), weighted("scale_out", feature, stream(feature))))
@@ -95,7 +96,8 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: NormAdd, tiling: T
         grown = []
         for feature, accumulator in zip(tiling.chunks, accumulators, strict=True):
             tile.store(ref["dresidual"], feature, stream(feature))
-            tile.store(ref["dx"], feature, formula.input_gradient(kind, *outer(feature), shift, rstd, *slopes))
+            value, g = outer(feature)
+            tile.store(ref["dx"], feature, formula.input_gradient(kind, value, g, shift, rstd, *slopes))
             # Both cotangents are zero where nothing exists; so is dy, while a mean may leave something in the stream's.
             dstream = jnp.where(tile.mask(feature), stream(feature), 0.0)
             terms = {
