@@ -16,7 +16,14 @@ def test_kernels_are_the_public_calls_with_implementations():
 
 
 # Reads and writes of tensors that differ from those of a norm, or of an addition and a norm.
-PASSES = {"norm_add": {"forward": 3, "backward": 3}, "norm_add_norm": {"forward": 4, "backward": 6}}
+PASSES = {
+    "norm_add": {"forward": 3, "backward": 3},
+    "norm_add_norm": {"forward": 4, "backward": 6},
+    "project": {"forward": 2},
+    "update_and_project": {"forward": 3},
+    # Of matrices only; the shape here is normalized row by row.
+    "deferred_update": {},
+}
 
 
 @pytest.mark.parametrize("kernel", cases.kernels())

@@ -15,11 +15,11 @@ from jax.sharding import PartitionSpec as P
 import pallas_kernels
 from pallas_kernels import _gpu_tiling, _strips
 from pallas_kernels._dispatch import IMPLEMENTATIONS
-from pallas_kernels.norm_add import gpu, reference, shapes, tpu
-from pallas_kernels.norm_add.formula import NormAdd
-from pallas_kernels.norm_add.vjp import KINDS
+from pallas_kernels.peri_norm import gpu, reference, shapes, tpu
+from pallas_kernels.peri_norm.formula import NormAdd
+from pallas_kernels.peri_norm.vjp import KINDS
 from pallas_kernels.row_norm import gpu as row_norm_gpu
-from tests.pallas_kernels import norm_add_oracle, oracle
+from tests.pallas_kernels import oracle, peri_norm_oracle
 
 KERNELS = ("mosaic_tpu", "triton")
 EVERYTHING = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
@@ -65,7 +65,7 @@ def check(kind, implementation, arrays, options, twice):
         assert array is None or (gradient.dtype, gradient.shape) == (array.dtype, array.shape), name
     found = dict(zip(named, gradients, strict=True))
     assert h.dtype == residual.dtype
-    oracle.assert_close(h, *norm_add_oracle.forward(kind, x, residual, scale_out, **options), "h")
+    oracle.assert_close(h, *peri_norm_oracle.forward(kind, x, residual, scale_out, **options), "h")
     stream, tolerance = np.asarray(dh, np.float64), 0.0
     if twice:
         assert y.dtype == x.dtype
@@ -80,7 +80,7 @@ def check(kind, implementation, arrays, options, twice):
         tolerance = tolerance + narrow * float(jnp.finfo(residual.dtype).eps) * np.abs(stream)
     else:
         np.testing.assert_array_equal(found["residual"], dh)
-    outer = norm_add_oracle.backward(kind, x, scale_out, stream, tolerance, **options)
+    outer = peri_norm_oracle.backward(kind, x, scale_out, stream, tolerance, **options)
     oracle.assert_close(found["x"], *outer["x"], "gradient of x")
     if scale_out is not None:
         oracle.assert_close(found["scale_out"], *outer["scale"], "gradient of scale_out")

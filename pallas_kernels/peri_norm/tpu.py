@@ -14,7 +14,7 @@ from pallas_kernels import _tpu_blocks, _tpu_tiling
 from pallas_kernels._axes import before_axis_after
 from pallas_kernels._strips import LANES
 from pallas_kernels._tpu_tiling import F32, Tiling
-from pallas_kernels.norm_add.formula import NormAdd
+from pallas_kernels.peri_norm.formula import NormAdd
 from pallas_kernels.row_norm import formula
 from pallas_kernels.row_norm import tpu as row_norm
 

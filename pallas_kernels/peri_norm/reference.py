@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels._axes import wide
-from pallas_kernels.norm_add.formula import NormAdd
+from pallas_kernels.peri_norm.formula import NormAdd
 from pallas_kernels.row_norm import reference
 
 

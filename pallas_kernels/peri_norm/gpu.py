@@ -16,7 +16,7 @@ from jax.experimental.pallas import triton as plt
 from pallas_kernels import _gpu_tiling
 from pallas_kernels._axes import before_axis_after
 from pallas_kernels._gpu_tiling import F32, Tile, Tiling
-from pallas_kernels.norm_add.formula import NormAdd
+from pallas_kernels.peri_norm.formula import NormAdd
 from pallas_kernels.row_norm import formula
 from pallas_kernels.row_norm import gpu as row_norm
 

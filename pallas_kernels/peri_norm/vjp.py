@@ -12,8 +12,8 @@ from pallas_kernels import _axes, _dispatch
 from pallas_kernels._dispatch import Implementation
 from pallas_kernels._operation import Operation, differentiable
 from pallas_kernels._placement import Placement, Role, placement
-from pallas_kernels.norm_add import gpu, reference, tpu
-from pallas_kernels.norm_add.formula import NormAdd
+from pallas_kernels.peri_norm import gpu, reference, tpu
+from pallas_kernels.peri_norm.formula import NormAdd
 from pallas_kernels.row_norm.vjp import check_whole_rows
 
 FORWARD = {"xla": reference.forward, "mosaic_tpu": tpu.forward, "triton": gpu.forward}

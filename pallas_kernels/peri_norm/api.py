@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from pallas_kernels._dispatch import Implementation
-from pallas_kernels.norm_add import vjp
+from pallas_kernels.peri_norm import vjp
 
 
 def norm_add(

@@ -1,0 +1,58 @@
+"""Projection on GPU by Triton, of rows or columns that one program sweeps."""
+
+import functools
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+from pallas_kernels import _gpu_tiling
+from pallas_kernels._axes import before_axis_after
+from pallas_kernels._gpu_tiling import F32, Tile, Tiling
+from pallas_kernels.projection import reference
+
+
+def _kernel(*refs, tiling: Tiling) -> None:
+    *tensors, radius_ref, o_ref = refs
+    tile = Tile(tiling, pl.program_id(0))
+
+    def load(feature):
+        first, *rest = [tile.load(ref, feature).astype(F32) for ref in tensors]
+        return first + rest[0] if rest else first
+
+    moved = _gpu_tiling.once(load, tiling)
+    (squares,) = tile.sums(lambda feature: (moved(feature) * moved(feature),))
+    factor = reference.factor(squares, tile.load_statistic(radius_ref))
+    for feature in tiling.chunks:
+        tile.store(o_ref, feature, moved(feature) * factor)
+
+
+def project(
+    weight: jax.Array, update: jax.Array | None, radius: jax.Array, axes: tuple[int, ...], interpret: object = False
+) -> jax.Array:
+    """As `reference.project`, for norms along one axis or within the leading ones."""
+    if len(axes) > 1 and axes[-1] == weight.ndim - 1:
+        raise NotImplementedError(
+            f"implementation='triton' finds norms of single rows or columns, got axes {axes} of shape {weight.shape}: "
+            "a norm of a matrix takes two reads of it by any implementation; use implementation='xla'."
+        )
+    tiles = _gpu_tiling.tiling(before_axis_after(weight.shape, axes))
+    operands = [tiles.tensor(a) for a in (weight, update) if a is not None]
+    return pl.pallas_call(
+        functools.partial(_kernel, tiling=tiles),
+        out_shape=jax.ShapeDtypeStruct(operands[0].shape, weight.dtype),
+        grid=(tiles.tiles,),
+        in_specs=[*map(tiles.spec, operands), pl.no_block_spec],
+        out_specs=tiles.spec(operands[0]),
+        compiler_params=plt.CompilerParams(num_warps=tiles.warps, num_stages=1),
+        interpret=bool(interpret),
+        name="project_slices",
+    )(*operands, tiles.statistic(radius)).reshape(weight.shape)
+
+
+def deferred(weight: jax.Array, *_: object) -> tuple[jax.Array, jax.Array]:
+    """Nothing to gain."""
+    raise NotImplementedError(
+        f"implementation='triton' has no deferred update of a weight of shape {weight.shape}: XLA reads and writes it "
+        "once; use implementation='xla'."
+    )

@@ -1,0 +1,198 @@
+"""Projection on TPU. A norm of one row or one column is found in the block that is scaled: one read and one write.
+
+A norm over more than the last axis is the sum over many blocks: a first phase of the grid reads them, a second reads
+them again and scales them, unless one block holds all. A deferred update needs the first phase only, and writes in it.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels import _tpu_blocks, _tpu_tiling
+from pallas_kernels._axes import before_axis_after
+from pallas_kernels._tpu_tiling import F32, Tiling
+from pallas_kernels.projection import reference
+
+
+def _moved(at, w_ref, u_ref) -> jax.Array:
+    w = _tpu_tiling.wide(w_ref, at)
+    return w if u_ref is None else w + _tpu_tiling.wide(u_ref, at)
+
+
+def _scale(tile: Tiling, index, w_ref, u_ref, o_ref, factor: jax.Array) -> None:
+    at = functools.partial(tile.strips.at, tile.strips.rows(index))
+
+    def write(features):
+        o_ref[at(features)] = (_moved(at(features), w_ref, u_ref) * factor).astype(o_ref.dtype)
+
+    tile.strips.for_each_strip(write)
+
+
+def _squares(tile: Tiling, index, *refs) -> jax.Array:
+    at = functools.partial(tile.strips.at, tile.strips.rows(index))
+    (found,) = tile.strips.sums(lambda features: (jnp.square(_moved(at(features), *refs)),))
+    return found
+
+
+def _slices_kernel(*refs, tile: Tiling) -> None:
+    w_ref, *u_refs, radius_ref, o_ref = refs
+    u_ref = u_refs[0] if u_refs else None
+
+    def group(index):
+        radius = _tpu_tiling.read_statistic(radius_ref, index, tile)
+        _scale(tile, index, w_ref, u_ref, o_ref, reference.factor(_squares(tile, index, w_ref, u_ref), radius))
+
+    tile.strips.for_each_group(group)
+
+
+def _add_squares(total_ref, tile: Tiling, block, *refs) -> None:
+    """Adds a block's sum of squares, without what lies beyond the array."""
+
+    def group(index):
+        squares = _squares(tile, index, *refs)
+        squares = jnp.where(tile.valid(block, index), squares, 0.0) if tile.masked else squares
+        total_ref[...] += jnp.sum(squares, axis=0, keepdims=True)
+
+    @pl.when(block == 0)
+    def _():
+        total_ref[...] = jnp.zeros_like(total_ref)
+
+    tile.strips.for_each_group(group)
+
+
+def _phases_kernel(*refs, tile: Tiling) -> None:
+    w_ref, *u_refs, radius_ref, o_ref, total_ref = refs
+    u_ref = u_refs[0] if u_refs else None
+    phase, block = pl.program_id(1), pl.program_id(2)
+
+    @pl.when(phase == 0)
+    def _():
+        _add_squares(total_ref, tile, block, w_ref, u_ref)
+
+    @pl.when(phase == 1)
+    def _():
+        factor = reference.factor(total_ref[...], radius_ref[...])
+        tile.strips.for_each_group(lambda index: _scale(tile, index, w_ref, u_ref, o_ref, factor))
+
+
+def _deferred_kernel(w_ref, factor_ref, u_ref, o_ref, total_ref, *, tile: Tiling) -> None:
+    block = pl.program_id(1)
+    factor = factor_ref[...]
+
+    def group(index):
+        at = functools.partial(tile.strips.at, tile.strips.rows(index))
+
+        def write(features):
+            moved = _tpu_tiling.wide(w_ref, at(features)) * factor + _tpu_tiling.wide(u_ref, at(features))
+            o_ref[at(features)] = moved.astype(o_ref.dtype)
+
+        tile.strips.for_each_strip(write)
+
+    tile.strips.for_each_group(group)
+    # Of what is stored, rounded: its factor then leads to the radius exactly.
+    _add_squares(total_ref, tile, block, o_ref, None)
+
+
+def _tile(shape: tuple[int, int, int], dtypes: tuple, block: int | None) -> Tiling:
+    group = _tpu_blocks.group_of_rows(shape[1], dtypes)
+    return _tpu_tiling.tiling(shape, group, dtypes, 0, block)
+
+
+def _matrices(weight: jax.Array, axes: tuple[int, ...]) -> tuple[int, int, int]:
+    """(layers, rows, columns), which moves nothing in memory: the last axis stays on the lanes."""
+    layers, size, _ = before_axis_after(weight.shape, axes)
+    return layers, size // weight.shape[-1], weight.shape[-1]
+
+
+def _dtypes(weight: jax.Array, update: jax.Array | None) -> tuple:
+    return weight.dtype, *([] if update is None else [update.dtype]), weight.dtype
+
+
+def project(
+    weight: jax.Array,
+    update: jax.Array | None,
+    radius: jax.Array,
+    axes: tuple[int, ...],
+    interpret: object = False,
+    block: int | None = None,
+) -> jax.Array:
+    """As `reference.project`."""
+    over_matrices = len(axes) > 1 and axes[-1] == weight.ndim - 1
+    run = _project_matrices if over_matrices else _project_slices
+    return run(weight, update, radius, axes, interpret, block)
+
+
+def _project_slices(weight, update, radius, axes, interpret, block) -> jax.Array:
+    tile = _tile(before_axis_after(weight.shape, axes), _dtypes(weight, update), block)
+    radius = radius.reshape(-1)
+    if tile.lanes:
+        radius = jnp.pad(radius, (0, tile.statistic_shape[0] * tile.blocks.group - radius.size))
+    operands = [tile.tensor(a) for a in (weight, update) if a is not None]
+    return pl.pallas_call(
+        functools.partial(_slices_kernel, tile=tile),
+        out_shape=jax.ShapeDtypeStruct(operands[0].shape, weight.dtype),
+        grid=tile.grid,
+        in_specs=[*[tile.tensor_spec] * len(operands), tile.statistic_spec],
+        out_specs=tile.tensor_spec,
+        compiler_params=tile.blocks.params(("parallel",) * len(tile.grid)),
+        interpret=interpret,
+        name="project_slices",
+    )(*operands, radius.reshape(tile.statistic_shape)).reshape(weight.shape)
+
+
+def _project_matrices(weight, update, radius, axes, interpret, block) -> jax.Array:
+    layers, rows, columns = _matrices(weight, axes)
+    tile = _tile((rows, columns, 1), _dtypes(weight, update), block)
+    size = tile.blocks.block
+    operands = [a.reshape(layers, rows, columns) for a in (weight, update) if a is not None]
+    in_spec = pl.BlockSpec((None, size, columns), lambda i, phase, j: (i, j, 0))
+    # Nothing is written in the first phase, so that all of it stays at the block the second begins with.
+    out_spec = pl.BlockSpec((None, size, columns), lambda i, phase, j: (i, phase * j, 0))
+    return pl.pallas_call(
+        functools.partial(_phases_kernel, tile=tile),
+        out_shape=jax.ShapeDtypeStruct(operands[0].shape, weight.dtype),
+        grid=(layers, 2, *tile.grid),
+        in_specs=[*[in_spec] * len(operands), pl.BlockSpec((None, 1, 1), lambda i, phase, j: (i, 0, 0))],
+        out_specs=out_spec,
+        scratch_shapes=[pltpu.VMEM((1, 1), F32)],
+        compiler_params=tile.blocks.params(("parallel", "arbitrary", "arbitrary")),
+        interpret=interpret,
+        name="project_matrices",
+    )(*operands, radius.reshape(layers, 1, 1)).reshape(weight.shape)
+
+
+def deferred(
+    weight: jax.Array,
+    before: jax.Array,
+    update: jax.Array,
+    axes: tuple[int, ...],
+    interpret: object = False,
+    block: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """As `reference.deferred`, for norms over matrices."""
+    if axes[-1] != weight.ndim - 1 or len(axes) < 2:
+        raise NotImplementedError(
+            f"implementation='mosaic_tpu' defers norms over the last two axes or more, got axes {axes} of shape "
+            f"{weight.shape}; update_and_project reads and writes such a weight once already."
+        )
+    layers, rows, columns = _matrices(weight, axes)
+    tile = _tile((rows, columns, 1), _dtypes(weight, update), block)
+    tensor = pl.BlockSpec((None, tile.blocks.block, columns), lambda i, j: (i, j, 0))
+    number = pl.BlockSpec((None, 1, 1), lambda i, j: (i, 0, 0))
+    moved, squares = pl.pallas_call(
+        functools.partial(_deferred_kernel, tile=tile),
+        out_shape=(
+            jax.ShapeDtypeStruct((layers, rows, columns), weight.dtype),
+            jax.ShapeDtypeStruct((layers, 1, 1), F32),
+        ),
+        grid=(layers, *tile.grid),
+        in_specs=[tensor, number, tensor],
+        out_specs=(tensor, number),
+        compiler_params=tile.blocks.params(("parallel", "arbitrary")),
+        interpret=interpret,
+        name="deferred_update",
+    )(weight.reshape(layers, rows, columns), before.reshape(layers, 1, 1), update.reshape(layers, rows, columns))
+    return moved.reshape(weight.shape), squares.reshape(before.shape)
