@@ -71,7 +71,7 @@ def update_and_project(
     $$w' = r\,\frac{w + u}{\lVert w + u \rVert}$$
 
     The sum is not rounded before it is projected. A kernel reads $w$ and $u$ once and writes $w'$ once where a norm is
-    that of a row or column; of a matrix that does not fit into VMEM it reads both twice, as XLA does.
+    that of a row, of a column, or of a matrix that fits into VMEM; it reads both twice where it does not.
 
     Args:
       weight, radius, axis, implementation, mesh, spec, interpret: As in `project`.

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
@@ -21,10 +22,24 @@ def _kernel(*refs, tiling: Tiling) -> None:
         return first + rest[0] if rest else first
 
     moved = _gpu_tiling.once(load, tiling)
-    (squares,) = tile.sums(lambda feature: (moved(feature) * moved(feature),))
-    factor = reference.factor(squares, tile.load_statistic(radius_ref))
-    for feature in tiling.chunks:
+
+    def add(feature, total):
+        return total + jnp.square(jnp.where(tile.mask(feature), moved(feature), 0.0))
+
+    def write(feature, _):
         tile.store(o_ref, feature, moved(feature) * factor)
+
+    shape = (tiling.rows, tiling.features) if tiling.axis == 1 else (tiling.features, tiling.rows)
+    squares = jnp.sum(_sweep(tiling, add, jnp.zeros(shape, F32)), axis=tiling.axis, keepdims=True)
+    factor = reference.factor(squares, tile.load_statistic(radius_ref))
+    _sweep(tiling, write, None)
+
+
+def _sweep(tiling: Tiling, body, carry):
+    """A loop over the tiles of a row; one as long as a weight's column would be too much code."""
+    if len(tiling.chunks) == 1:
+        return body(0, carry)
+    return jax.lax.fori_loop(0, len(tiling.chunks), lambda i, carry: body(i * tiling.features, carry), carry)
 
 
 def project(

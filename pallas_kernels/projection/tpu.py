@@ -1,7 +1,7 @@
 """Projection on TPU. A norm of one row or one column is found in the block that is scaled: one read and one write.
 
-A norm over more than the last axis is the sum over many blocks: a first phase of the grid reads them, a second reads
-them again and scales them, unless one block holds all. A deferred update needs the first phase only, and writes in it.
+A norm over more than the last axis is the sum over many blocks: a first phase of the grid reads them, a second scales
+them, from VMEM where all of them fit, else from HBM again. A deferred update needs one phase, and writes in it.
 """
 
 import functools
@@ -13,8 +13,13 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import _tpu_blocks, _tpu_tiling
 from pallas_kernels._axes import before_axis_after
+from pallas_kernels._strips import LANES
 from pallas_kernels._tpu_tiling import F32, Tiling
 from pallas_kernels.projection import reference
+
+# A matrix that waits in VMEM between its norm and its scaling, and the blocks beside it: together what v5p and tpu7x
+# have to spare.
+KEPT, BESIDE = 32 * 2**20, 16 * 2**20
 
 
 def _moved(at, w_ref, u_ref) -> jax.Array:
@@ -63,19 +68,30 @@ def _add_squares(total_ref, tile: Tiling, block, *refs) -> None:
     tile.strips.for_each_group(group)
 
 
-def _phases_kernel(*refs, tile: Tiling) -> None:
-    w_ref, *u_refs, radius_ref, o_ref, total_ref = refs
-    u_ref = u_refs[0] if u_refs else None
+def _phases_kernel(*refs, tile: Tiling, update: bool, keeps: bool) -> None:
+    w_ref, radius_ref, o_ref, total_ref = refs[0], *refs[1 + update : 4 + update]
+    u_ref = refs[1] if update else None
     phase, block = pl.program_id(1), pl.program_id(2)
+    source = (refs[-1].at[block], None) if keeps else (w_ref, u_ref)
+
+    def keep(index):
+        at = functools.partial(tile.strips.at, tile.strips.rows(index))
+
+        def write(features):
+            source[0][at(features)] = _moved(at(features), w_ref, u_ref).astype(source[0].dtype)
+
+        tile.strips.for_each_strip(write)
 
     @pl.when(phase == 0)
     def _():
-        _add_squares(total_ref, tile, block, w_ref, u_ref)
+        if keeps:
+            tile.strips.for_each_group(keep)
+        _add_squares(total_ref, tile, block, *source)
 
     @pl.when(phase == 1)
     def _():
         factor = reference.factor(total_ref[...], radius_ref[...])
-        tile.strips.for_each_group(lambda index: _scale(tile, index, w_ref, u_ref, o_ref, factor))
+        tile.strips.for_each_group(lambda index: _scale(tile, index, *source, o_ref, factor))
 
 
 def _deferred_kernel(w_ref, factor_ref, u_ref, o_ref, total_ref, *, tile: Tiling) -> None:
@@ -146,19 +162,30 @@ def _project_slices(weight, update, radius, axes, interpret, block) -> jax.Array
 def _project_matrices(weight, update, radius, axes, interpret, block) -> jax.Array:
     layers, rows, columns = _matrices(weight, axes)
     tile = _tile((rows, columns, 1), _dtypes(weight, update), block)
-    size = tile.blocks.block
+    size, (blocks,) = tile.blocks.block, tile.grid
     operands = [a.reshape(layers, rows, columns) for a in (weight, update) if a is not None]
-    in_spec = pl.BlockSpec((None, size, columns), lambda i, phase, j: (i, j, 0))
-    # Nothing is written in the first phase, so that all of it stays at the block the second begins with.
-    out_spec = pl.BlockSpec((None, size, columns), lambda i, phase, j: (i, phase * j, 0))
+    kept = jax.ShapeDtypeStruct((blocks, size, columns), weight.dtype if update is None else F32)
+    kept_bytes = blocks * size * -(-columns // LANES) * LANES * kept.dtype.itemsize
+    # One block stays where it is anyway.
+    keeps = blocks > 1 and kept_bytes <= KEPT
+    params = tile.blocks if not keeps else tile.blocks._replace(vmem_limit_bytes=kept_bytes + BESIDE)
+
+    def block_read(i, phase, j):
+        # The second phase has all in VMEM: it stays at the last block of the first.
+        return (i, jnp.where(phase == 0, j, blocks - 1) if keeps else j, 0)
+
     return pl.pallas_call(
-        functools.partial(_phases_kernel, tile=tile),
+        functools.partial(_phases_kernel, tile=tile, update=update is not None, keeps=keeps),
         out_shape=jax.ShapeDtypeStruct(operands[0].shape, weight.dtype),
-        grid=(layers, 2, *tile.grid),
-        in_specs=[*[in_spec] * len(operands), pl.BlockSpec((None, 1, 1), lambda i, phase, j: (i, 0, 0))],
-        out_specs=out_spec,
-        scratch_shapes=[pltpu.VMEM((1, 1), F32)],
-        compiler_params=tile.blocks.params(("parallel", "arbitrary", "arbitrary")),
+        grid=(layers, 2, blocks),
+        in_specs=[
+            *[pl.BlockSpec((None, size, columns), block_read)] * len(operands),
+            pl.BlockSpec((None, 1, 1), lambda i, phase, j: (i, 0, 0)),
+        ],
+        # Nothing is written in the first phase, so that all of it stays at the block the second begins with.
+        out_specs=pl.BlockSpec((None, size, columns), lambda i, phase, j: (i, phase * j, 0)),
+        scratch_shapes=[pltpu.VMEM((1, 1), F32), *([pltpu.VMEM(kept.shape, kept.dtype)] if keeps else [])],
+        compiler_params=params.params(("parallel", "arbitrary", "arbitrary")),
         interpret=interpret,
         name="project_matrices",
     )(*operands, radius.reshape(layers, 1, 1)).reshape(weight.shape)

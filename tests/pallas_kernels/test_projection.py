@@ -156,21 +156,22 @@ def test_twenty_deferred_steps_train_the_same_network(rng, implementation):
 
 
 @pytest.mark.parametrize(
-    ("shape", "axes", "block"),
-    [((70, 20), (1,), 64), ((2, 70, 20), (1, 2), 64)],
-    ids=["rows", "matrices"],
+    ("shape", "axes", "kept"),
+    [((70, 20), (1,), 0), ((2, 70, 20), (1, 2), 0), ((2, 70, 20), (1, 2), tpu.KEPT)],
+    ids=["rows", "matrices", "kept matrices"],
 )
-def test_no_races_and_nothing_out_of_bounds(rng, shape, axes, block):
+def test_no_races_and_nothing_out_of_bounds(rng, monkeypatch, shape, axes, kept):
+    monkeypatch.setattr(tpu, "KEPT", kept)
     from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
     # Two threads share the steps of a parallel grid.
     interpret = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
     weight, update = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
     radius = jnp.ones([1 if a in axes else size for a, size in enumerate(shape)])
-    found = [tpu.project(weight, update, radius, axes, interpret, block)]
+    found = [tpu.project(weight, update, radius, axes, interpret, 64)]
     expected = [reference.project(weight, update, radius, axes)]
-    if len(axes) > 1:
-        found += tpu.deferred(weight, radius, update, axes, interpret, block)
+    if kept:
+        found += tpu.deferred(weight, radius, update, axes, interpret, 64)
         expected += reference.deferred(weight, radius, update, axes)
     # JAX 0.12 raises instead.
     assert not (interpret_pallas_call.races and interpret_pallas_call.races.races_found)
