@@ -7,7 +7,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels import _axes, _dispatch
 from pallas_kernels._dispatch import Implementation
@@ -75,14 +75,18 @@ def _apply(settings: Step, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     local = functools.partial(_local, settings)
     if settings.place is None:
         return local(*arrays)
-    whole = settings.place.spec
+    mesh, whole = settings.place.mesh, settings.place.spec
     per_slice = PartitionSpec(*(entry for axis, entry in enumerate(whole) if axis not in settings.axes))
-    numbers = 1 if settings.name == "project" else 2
-    in_specs = (whole,) * (len(arrays) - numbers) + (per_slice,) * numbers
+    count = 1 if settings.name == "project" else 2
+    tensors, numbers = arrays[:-count], arrays[-count:]
+    if AxisType.Explicit in mesh.axis_types:
+        # One number for all norms, say, does not lie where they do, and an explicit mesh moves nothing unasked.
+        numbers = tuple(jax.sharding.reshard(n, NamedSharding(mesh, per_slice)) for n in numbers)
+    in_specs = (whole,) * len(tensors) + (per_slice,) * count
     # Kernels do not say over which mesh axes their results vary, so that cannot be checked.
-    return jax.shard_map(
-        local, mesh=settings.place.mesh, in_specs=in_specs, out_specs=(whole, per_slice)[:numbers], check_vma=False
-    )(*arrays)
+    return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=(whole, per_slice)[:count], check_vma=False)(
+        *tensors, *numbers
+    )
 
 
 @_apply.defjvp

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import pallas_kernels
@@ -180,26 +180,27 @@ def test_no_races_and_nothing_out_of_bounds(rng, monkeypatch, shape, axes, kept)
 
 
 @pytest.mark.parametrize(
-    ("call", "axis", "spec", "reduces"),
+    ("mode", "call", "axis", "spec", "reduces"),
     [
-        (pallas_kernels.update_and_project, -1, P(("data", "model")), 0),
-        (pallas_kernels.update_and_project, (1, 2), P("data"), 0),
-        (pallas_kernels.deferred_update, (1, 2), P("data", "model"), 1),
+        ("Auto", pallas_kernels.update_and_project, -1, P(("data", "model")), 0),
+        ("Explicit", pallas_kernels.update_and_project, (1, 2), P("data"), 0),
+        ("Auto", pallas_kernels.deferred_update, (1, 2), P("data", "model"), 1),
     ],
 )
-def test_on_a_mesh(rng, call, axis, spec, reduces):
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    weight, update, radius = inputs(rng, shapes.Shape((8, 16, 24), "float32", axis))
-    place = lambda a, s: jax.device_put(a, NamedSharding(mesh, s))
-    arrays = [place(weight, spec), place(update, spec), place(radius, P("data"))]
-    if call is pallas_kernels.deferred_update:
-        arrays.insert(1, place(jnp.ones_like(radius), P("data")))
-    options = {"implementation": "mosaic_tpu", "interpret": True, "mesh": mesh, "spec": spec, "axis": axis}
-    compiled = jax.jit(functools.partial(call, **options)).lower(*arrays).compile()
+def test_on_a_mesh(rng, mode, call, axis, spec, reduces):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(getattr(AxisType, mode),) * 2)
+    weight, update, _ = inputs(rng, shapes.Shape((8, 16, 24), "float32", axis))
+    arrays = [jax.device_put(a, NamedSharding(mesh, spec)) for a in (weight, update)]
+    run = lambda weight, update, **options: (
+        call(weight, 1.5, update, 2.0, axis=axis, **options)
+        if call is pallas_kernels.deferred_update
+        else (call(weight, update, 2.0, axis=axis, **options),)
+    )
+    options = {"implementation": "mosaic_tpu", "interpret": True}
+    options |= {"mesh": mesh, "spec": spec} if mode == "Auto" else {}
+    compiled = jax.jit(functools.partial(run, **options)).lower(*arrays).compile()
     assert pallas_kernels.count_collectives(compiled) == ({"all-reduce": reduces} if reduces else {})
-    found = jax.tree.leaves(compiled(*arrays))
-    expected = jax.tree.leaves(call(*map(np.asarray, arrays), axis=axis))
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(compiled(*arrays), run(weight, update), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=32 * EPS32 * np.abs(b).max())
 
 
@@ -281,6 +282,6 @@ def test_errors_say_what_came_and_the_way_out(call, arguments, options, error, m
 
 
 def test_a_split_norm_is_refused_by_a_kernel():
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     with pytest.raises(ValueError, match=r"needs whole rows on each device, .* over \('data',\); reshard"):
         pallas_kernels.project(jnp.ones((8, 4)), 1.0, implementation="mosaic_tpu", mesh=mesh, spec=P("data"))

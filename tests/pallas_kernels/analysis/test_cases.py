@@ -13,6 +13,8 @@ MIB = 2**20
 def test_kernels_are_the_public_calls_with_implementations():
     assert cases.kernels()["rms_norm"] is pallas_kernels.rms_norm
     assert "count_collectives" not in cases.kernels()
+    assert cases.directions("rms_norm") == ("forward", "backward")
+    assert cases.directions("update_and_project") == ("forward",)
 
 
 # Reads and writes of tensors that differ from those of a norm, or of an addition and a norm.
