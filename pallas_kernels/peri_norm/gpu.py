@@ -98,7 +98,7 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: NormAdd, tiling: T
             tile.store(ref["dresidual"], feature, stream(feature))
             value, g = outer(feature)
             tile.store(ref["dx"], feature, formula.input_gradient(kind, value, g, shift, rstd, *slopes))
-            # Both cotangents are zero where nothing exists; so is dy, while a mean may leave something in the stream's.
+            # A feature that does not exist has a cotangent of zero, but the stream's gradient there is minus the mean.
             dstream = jnp.where(tile.mask(feature), stream(feature), 0.0)
             terms = {
                 "dscale_out": lambda f=feature, d=dstream: d * (formula.centred(kind, x(f), shift) * rstd),

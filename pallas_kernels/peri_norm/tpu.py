@@ -142,10 +142,11 @@ def _call(kernel, name: str, settings: NormAdd, tile: Tiling, semantics, inputs:
 
 
 def _tile(settings: NormAdd, x: jax.Array, h: jax.Array, tensors: int, fixed: tuple[int, int], block: int | None):
-    """Blocks for as many tensors of each of two dtypes; `fixed` bytes per feature along the lanes or the sublanes."""
+    """Blocks for as many tensors of each of two dtypes; `fixed` bytes per feature along the lanes and the sublanes."""
     shape = before_axis_after(x.shape, settings.axes)
+    lanes, sublanes = fixed
     group = _tpu_blocks.group_of_rows(shape[1], (x.dtype, h.dtype))
-    return _tpu_tiling.tiling(shape, group, (x.dtype, h.dtype) * tensors, fixed[shape[2] > 1], block)
+    return _tpu_tiling.tiling(shape, group, (x.dtype, h.dtype) * tensors, lanes if shape[2] == 1 else sublanes, block)
 
 
 def forward(settings: NormAdd, inputs: tuple, save: bool, block: int | None = None) -> tuple[tuple, tuple]:

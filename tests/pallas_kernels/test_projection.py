@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 import pallas_kernels
 from pallas_kernels import _gpu_tiling, _strips
 from pallas_kernels._dispatch import IMPLEMENTATIONS
-from pallas_kernels.projection import reference, shapes, tpu
+from pallas_kernels.projection import reference, shapes, tpu, tpu_matrices
 from tests.pallas_kernels import oracle
 from tests.pallas_kernels.oracle import EPS32
 
@@ -157,11 +157,11 @@ def test_twenty_deferred_steps_train_the_same_network(rng, implementation):
 
 @pytest.mark.parametrize(
     ("shape", "axes", "kept"),
-    [((70, 20), (1,), 0), ((2, 70, 20), (1, 2), 0), ((2, 70, 20), (1, 2), tpu.KEPT)],
+    [((70, 20), (1,), 0), ((2, 70, 20), (1, 2), 0), ((2, 70, 20), (1, 2), tpu_matrices.KEPT)],
     ids=["rows", "matrices", "kept matrices"],
 )
 def test_no_races_and_nothing_out_of_bounds(rng, monkeypatch, shape, axes, kept):
-    monkeypatch.setattr(tpu, "KEPT", kept)
+    monkeypatch.setattr(tpu_matrices, "KEPT", kept)
     from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
     # Two threads share the steps of a parallel grid.
