@@ -16,7 +16,7 @@ Direction = Literal["forward", "backward"]
 # Array arguments of the public calls by their part: like x, one number per feature, or one per norm.
 TENSORS = ("x", "residual", "weight", "update")
 PARAMETERS = ("scale", "bias", "scale_out", "scale_in")
-NORMS = ("radius", "factor")
+NORMS = ("radius",)
 
 
 class Case(NamedTuple):

@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from pallas_kernels._dispatch import Implementation
-from pallas_kernels.projection.call import step
+from pallas_kernels.projection import call
 
 
 def project(
@@ -51,8 +51,9 @@ def project(
     References:
       Lyle et al. 2024, [Normalization and effective learning rates](https://arxiv.org/abs/2407.01800).
     """
-    options = {"implementation": implementation, "mesh": mesh, "spec": spec, "interpret": interpret}
-    return step("project", {"weight": weight}, {"radius": radius}, axis=axis, **options)[0]
+    return call.project(
+        weight, None, radius, axis=axis, implementation=implementation, mesh=mesh, spec=spec, interpret=interpret
+    )
 
 
 def update_and_project(
@@ -70,8 +71,10 @@ def update_and_project(
 
     $$w' = r\,\frac{w + u}{\lVert w + u \rVert}$$
 
-    The sum is not rounded before it is projected. A kernel reads $w$ and $u$ once and writes $w'$ once where a norm is
-    that of a row, of a column, or of a matrix that fits into VMEM; it reads both twice where it does not.
+    The sum is not rounded before it is projected. XLA reads $w$ and $u$ twice, once for the norm. A kernel reads them
+    once where a norm is that of a row, of a column, or of a matrix whose sum fits into VMEM in float32; elsewhere it
+    reads them twice too. Between the update's own arithmetic and this, a kernel is a barrier where XLA has none: hence
+    the choice of XLA by default.
 
     Args:
       weight, radius, axis, implementation, mesh, spec, interpret: As in `project`.
@@ -91,9 +94,9 @@ def update_and_project(
     References:
       Lyle et al. 2024, [Normalization and effective learning rates](https://arxiv.org/abs/2407.01800).
     """
-    arrays = {"weight": weight, "update": update}
-    options = {"implementation": implementation, "mesh": mesh, "spec": spec, "interpret": interpret}
-    return step("project", arrays, {"radius": radius}, axis=axis, **options)[0]
+    return call.project(
+        weight, update, radius, axis=axis, implementation=implementation, mesh=mesh, spec=spec, interpret=interpret
+    )
 
 
 def deferred_update(
@@ -103,10 +106,6 @@ def deferred_update(
     radius: jax.typing.ArrayLike,
     *,
     axis: int | Sequence[int] | None = None,
-    implementation: Implementation | None = None,
-    mesh: Mesh | None = None,
-    spec: PartitionSpec | None = None,
-    interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     r"""An update whose projection waits: the weight that is meant is the stored one times its factor.
 
@@ -114,20 +113,21 @@ def deferred_update(
 
     One read and one write even for the norm of a whole matrix: $f' w'$ is what `update_and_project` makes of $f w$, and
     the next read of $w'$ applies $f'$, after a matrix product where it is one number. Where the function ignores a
-    weight's norm, it may ignore the factor too, as long as gradients are those at $f' w'$.
+    weight's norm, it may ignore the factor too, as long as gradients are those at $f' w'$. XLA makes one pass of it on
+    TPU and GPU, so that there is no kernel to choose.
 
     Args:
-      weight, radius, axis, implementation, interpret: As in `project`. A kernel takes norms of matrices only: those of
-        rows and columns need no delay.
+      weight, radius, axis: As in `project`.
       factor: $f$, shaped as `radius`; 1 at first.
       update: $u$, of the shape of the weight and any real floating dtype.
-      mesh, spec: As in `project`, except that norms may be split: one all-reduce of their squares.
 
     Returns:
       `(weight, factor)`: $w'$ like `weight`, and $f'$, float32 (float64 for a float64 weight) and one for each norm.
 
     Raises:
-      TypeError, ValueError, NotImplementedError: As `project`.
+      TypeError: If an array is not a real floating one.
+      ValueError: If axis or shapes do not fit.
+      NotImplementedError: If it is differentiated.
 
     Example:
       >>> import jax.numpy as jnp, pallas_kernels
@@ -138,7 +138,4 @@ def deferred_update(
     References:
       Lyle et al. 2024, [Normalization and effective learning rates](https://arxiv.org/abs/2407.01800).
     """
-    arrays, slices = {"weight": weight, "update": update}, {"factor": factor, "radius": radius}
-    options = {"implementation": implementation, "mesh": mesh, "spec": spec, "interpret": interpret}
-    moved, found = step("deferred", arrays, slices, axis=axis, **options)
-    return moved, found
+    return call.deferred(weight, factor, update, radius, axis)

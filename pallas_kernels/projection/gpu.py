@@ -63,11 +63,3 @@ def project(
         interpret=bool(interpret),
         name="project_slices",
     )(*operands, tiles.statistic(radius)).reshape(weight.shape)
-
-
-def deferred(weight: jax.Array, *_: object) -> tuple[jax.Array, jax.Array]:
-    """Nothing to gain."""
-    raise NotImplementedError(
-        f"implementation='triton' has no deferred update of a weight of shape {weight.shape}: XLA reads and writes it "
-        "once; use implementation='xla'."
-    )

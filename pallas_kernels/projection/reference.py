@@ -26,4 +26,4 @@ def deferred(
     # XLA may drop a cast to a narrower dtype and back, but never this.
     info = jnp.finfo(weight.dtype)
     stored = jax.lax.reduce_precision(wide(weight) * before + wide(update), info.nexp, info.nmant)
-    return stored.astype(weight.dtype), jnp.sum(stored * stored, axes, keepdims=True)
+    return stored.astype(weight.dtype), jnp.sum(stored * stored, axes)

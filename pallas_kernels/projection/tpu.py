@@ -10,7 +10,6 @@ from pallas_kernels import _tpu_tiling
 from pallas_kernels._axes import before_axis_after
 from pallas_kernels._tpu_tiling import Tiling
 from pallas_kernels.projection import _tpu_sweeps, reference, tpu_matrices
-from pallas_kernels.projection.tpu_matrices import deferred as deferred
 
 
 def _slices_kernel(*refs, tile: Tiling) -> None:

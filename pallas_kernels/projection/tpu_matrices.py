@@ -1,7 +1,6 @@
 """Projection on TPU where a norm is that of a matrix: the sum over many blocks.
 
-A first phase of the grid reads them, a second scales them, from VMEM where all of them fit, else from HBM again. A
-deferred update needs one phase, and writes in it.
+A first phase of the grid reads them, a second scales them, from VMEM where all of them fit, else from HBM again.
 """
 
 import functools
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import _tpu_tiling
 from pallas_kernels._axes import before_axis_after
 from pallas_kernels._strips import LANES
 from pallas_kernels._tpu_tiling import F32, Tiling
@@ -63,24 +61,6 @@ def _phases_kernel(*refs, tile: Tiling, update: bool, keeps: bool) -> None:
         tile.strips.for_each_group(lambda index: _tpu_sweeps.scale(tile, index, *source, o_ref, factor))
 
 
-def _deferred_kernel(w_ref, factor_ref, u_ref, o_ref, total_ref, *, tile: Tiling) -> None:
-    block = pl.program_id(1)
-    factor = factor_ref[...]
-
-    def group(index):
-        at = functools.partial(tile.strips.at, tile.strips.rows(index))
-
-        def write(features):
-            moved = _tpu_tiling.wide(w_ref, at(features)) * factor + _tpu_tiling.wide(u_ref, at(features))
-            o_ref[at(features)] = moved.astype(o_ref.dtype)
-
-        tile.strips.for_each_strip(write)
-
-    tile.strips.for_each_group(group)
-    # Of what is stored, rounded: its factor then leads to the radius exactly.
-    _add_squares(total_ref, tile, block, o_ref, None)
-
-
 def _matrices(weight: jax.Array, axes: tuple[int, ...]) -> tuple[int, int, int]:
     """(layers, rows, columns), which moves nothing in memory: the last axis stays on the lanes."""
     layers, size, _ = before_axis_after(weight.shape, axes)
@@ -125,37 +105,3 @@ def project(
         interpret=interpret,
         name="project_matrices",
     )(*operands, radius.reshape(layers, 1, 1)).reshape(weight.shape)
-
-
-def deferred(
-    weight: jax.Array,
-    before: jax.Array,
-    update: jax.Array,
-    axes: tuple[int, ...],
-    interpret: object = False,
-    block: int | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """As `reference.deferred`, for norms over the last two axes or more."""
-    if axes[-1] != weight.ndim - 1 or len(axes) < 2:
-        raise NotImplementedError(
-            f"implementation='mosaic_tpu' defers norms over the last two axes or more, got axes {axes} of shape "
-            f"{weight.shape}; update_and_project reads and writes such a weight once already."
-        )
-    layers, rows, columns = _matrices(weight, axes)
-    tile = _tpu_sweeps.tiling_of((rows, columns, 1), _tpu_sweeps.dtypes_of(weight, update), block)
-    tensor = pl.BlockSpec((None, tile.blocks.block, columns), lambda i, j: (i, j, 0))
-    number = pl.BlockSpec((None, 1, 1), lambda i, j: (i, 0, 0))
-    moved, squares = pl.pallas_call(
-        functools.partial(_deferred_kernel, tile=tile),
-        out_shape=(
-            jax.ShapeDtypeStruct((layers, rows, columns), weight.dtype),
-            jax.ShapeDtypeStruct((layers, 1, 1), F32),
-        ),
-        grid=(layers, *tile.grid),
-        in_specs=[tensor, number, tensor],
-        out_specs=(tensor, number),
-        compiler_params=tile.blocks.params(("parallel", "arbitrary")),
-        interpret=interpret,
-        name="deferred_update",
-    )(weight.reshape(layers, rows, columns), before.reshape(layers, 1, 1), update.reshape(layers, rows, columns))
-    return moved.reshape(weight.shape), squares.reshape(before.shape)

@@ -23,8 +23,6 @@ PASSES = {
     "norm_add_norm": {"forward": 4, "backward": 6},
     "project": {"forward": 2},
     "update_and_project": {"forward": 3},
-    # Of matrices only; the shape here is normalized row by row.
-    "deferred_update": {},
 }
 
 
