@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import _tpu_blocks, _tpu_tiling
 from pallas_kernels._axes import before_axis_after
@@ -61,6 +62,7 @@ def _forward_kernel(*refs, names: tuple[str, ...], settings: NormAdd, tile: Tili
 
 
 def _backward_kernel(*refs, names: tuple[str, ...], settings: NormAdd, tile: Tiling) -> None:
+    *refs, stream_ref = refs
     ref: dict[str, Any] = dict(zip(names, refs, strict=True))
     strips, kind, n = tile.strips, settings.kind, tile.features
     accumulators = [ref[n] for n in ("dscale_out", "dscale_in") if n in ref]
@@ -90,7 +92,6 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: NormAdd, tile: Til
             return load("h", features), weighted("scale_in", features, load("dy", features))
 
         def stream(features):
-            # Computed again rather than kept: a value stored in float32 costs the one store slot that dx needs.
             dh = formula.input_gradient(kind, *inner(features), shift_in, rstd_in, *projections)
             return dh + load("dh", features)
 
@@ -104,10 +105,13 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: NormAdd, tile: Til
                 ref[name][features, : term.shape[1]] += term
 
         def outer(features):
-            return load("x", features), weighted("scale_out", features, stream(features))
+            # Kept in float32: computed again in the last sweep it would be a sixth more cycles on a tpu7x.
+            dh = stream(features)
+            stream_ref[strips.at(slice(None), features)] = dh
+            return load("x", features), weighted("scale_out", features, dh)
 
         def write(features):
-            x, dh = load("x", features), stream(features)
+            x, dh = load("x", features), stream_ref[strips.at(slice(None), features)]
             ref["dresidual"][at(features)] = dh.astype(ref["dresidual"].dtype)
             g = weighted("scale_out", features, dh)
             dx = formula.input_gradient(kind, x, g, shift, rstd, *slopes)
@@ -124,7 +128,9 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: NormAdd, tile: Til
     strips.for_each_group(group)
 
 
-def _call(kernel, name: str, settings: NormAdd, tile: Tiling, semantics, inputs: dict, outputs: dict) -> dict:
+def _call(
+    kernel, name: str, settings: NormAdd, tile: Tiling, semantics, inputs: dict, outputs: dict, scratch=()
+) -> dict:
     special = dict.fromkeys(SCALES, tile.parameter_spec) | dict.fromkeys(STATISTICS, tile.statistic_spec)
     special |= dict.fromkeys(["d" + name for name in SCALES], _tpu_tiling.whole(tile.sums_shape, tile.grid))
     spec = lambda name: special.get(name, tile.tensor_spec)  # noqa: E731
@@ -135,24 +141,26 @@ def _call(kernel, name: str, settings: NormAdd, tile: Tiling, semantics, inputs:
         in_specs=list(map(spec, inputs)),
         out_specs=tuple(map(spec, outputs)),
         compiler_params=tile.blocks.params(semantics),
+        scratch_shapes=scratch,
         interpret=settings.interpret,
         name=f"{settings.kind}_norm_add{'_norm' if settings.twice else ''}_{name}",
     )(*inputs.values())
     return dict(zip(outputs, results, strict=True))
 
 
-def _tile(settings: NormAdd, x: jax.Array, h: jax.Array, tensors: int, fixed: tuple[int, int], block: int | None):
-    """Blocks for as many tensors of each of two dtypes; `fixed` bytes per feature along the lanes and the sublanes."""
+def _tile(settings: NormAdd, x: jax.Array, h: jax.Array, block: int | None, *, backward: bool) -> Tiling:
     shape = before_axis_after(x.shape, settings.axes)
-    lanes, sublanes = fixed
     group = _tpu_blocks.group_of_rows(shape[1], (x.dtype, h.dtype))
-    return _tpu_tiling.tiling(shape, group, (x.dtype, h.dtype) * tensors, lanes if shape[2] == 1 else sublanes, block)
+    # Scales; backward their sums, and half of the float32 group that is kept, since all of this is taken twice.
+    lanes, sublanes = (80 + 2 * group, 18 * LANES) if backward else (16, 8 * LANES)
+    dtypes = (x.dtype, h.dtype) * (3 if backward else 2)
+    return _tpu_tiling.tiling(shape, group, dtypes, lanes if shape[2] == 1 else sublanes, block)
 
 
 def forward(settings: NormAdd, inputs: tuple, save: bool, block: int | None = None) -> tuple[tuple, tuple]:
     """As `reference.forward`; statistics are laid out as `Tiling.statistic_shape`."""
     x, residual, *scales = inputs
-    tile = _tile(settings, x, residual, 2, (16, 2 * 4 * LANES), block)
+    tile = _tile(settings, x, residual, block, backward=False)
     operands = {"x": tile.tensor(x), "residual": tile.tensor(residual)}
     operands |= {n: tile.parameter(p) for n, p in zip(SCALES, scales, strict=False) if p is not None}
     like = lambda name: jax.ShapeDtypeStruct(operands[name].shape, operands[name].dtype)  # noqa: E731
@@ -174,7 +182,7 @@ def backward(settings: NormAdd, parameters: tuple, saved: tuple, cotangents: tup
         dx, dscale, _ = row_norm.backward(settings.row, (*parameters, None), saved, cotangents, block)
         return dx, cotangents[0], dscale
     (x, h, *statistics), (dh, dy) = saved, cotangents
-    tile = _tile(settings, x, h, 3, (80, 4 * 4 * LANES), block)
+    tile = _tile(settings, x, h, block, backward=True)
     operands = {n: tile.tensor(t) for n, t in (("x", x), ("h", h), ("dh", dh), ("dy", dy))}
     operands |= {n: s for n, s in zip(STATISTICS, statistics, strict=True) if s is not None}
     operands |= {n: tile.parameter(p) for n, p in zip(SCALES, parameters, strict=True) if p is not None}
@@ -184,10 +192,10 @@ def backward(settings: NormAdd, parameters: tuple, saved: tuple, cotangents: tup
     results |= dict.fromkeys(wanted, jax.ShapeDtypeStruct(tile.sums_shape, F32))
     # Every step adds to the same accumulators: the grid must run in order where there are any.
     semantics = ("arbitrary" if wanted else "parallel",) * len(tile.grid)
-    found = _call(_backward_kernel, "bwd", settings, tile, semantics, operands, results)
-    over = 0 if tile.lanes else 1
+    shape = (tile.blocks.group, tile.features) if tile.lanes else (tile.features, tile.blocks.group)
+    found = _call(_backward_kernel, "bwd", settings, tile, semantics, operands, results, (pltpu.VMEM(shape, F32),))
     sums = [
-        None if p is None else found["d" + n].sum(over).reshape(p.shape)
+        None if p is None else found["d" + n].sum(0 if tile.lanes else 1).reshape(p.shape)
         for n, p in zip(SCALES, parameters, strict=True)
     ]
     return found["dx"].reshape(x.shape), found["dresidual"].reshape(x.shape), *sums
