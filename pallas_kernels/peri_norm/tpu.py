@@ -96,12 +96,10 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: NormAdd, tile: Til
             return dh + load("dh", features)
 
         def accumulate(name, features, term):
-            if name not in ref:
-                return
             term = term if valid is None else jnp.where(valid, term, 0.0)
-            if tile.lanes:
+            if name in ref and tile.lanes:
                 ref[name][:, features] += jnp.sum(term.reshape(-1, 8, term.shape[1]), axis=0)
-            else:
+            elif name in ref:
                 ref[name][features, : term.shape[1]] += term
 
         def outer(features):
