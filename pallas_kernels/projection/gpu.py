@@ -1,4 +1,8 @@
-"""Projection on GPU by Triton, of rows or columns that one program sweeps."""
+"""Projection on GPU by Triton, of rows or columns that one program sweeps.
+
+What is longer than a tile is swept twice, and the second sweep is served by the caches only as far as they reach: not
+for columns of thousands of numbers, all of which are under way at once.
+"""
 
 import functools
 
