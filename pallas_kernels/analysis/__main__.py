@@ -60,20 +60,20 @@ def _rows(chip: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     choices = itertools.product(options.kernel, options.direction, _implementations(chip, options))
     for kernel, direction, implementation in choices:
-        for shape in cases.shapes(kernel):
+        for shape in cases.shapes(kernel) if direction in cases.directions(kernel) else ():
             if options.shape and shape not in options.shape:
                 continue
             row = {"chip": chip, "kernel": kernel, "direction": direction, "shape": shape}
             row |= {"implementation": implementation}
             print(" ".join(row.values()), file=sys.stderr)
-            with traced_for(chip):
-                case = cases.case(kernel, direction, shape, implementation)
-            rows.append(row | _measured(chip, case))
+            rows.append(row | _measured(chip, kernel, direction, shape, implementation))
     return rows
 
 
-def _measured(chip: str, case: cases.Case) -> dict[str, Any]:
+def _measured(chip: str, *names) -> dict[str, Any]:
     try:
+        with traced_for(chip):
+            case = cases.case(*names)
         report = analyse(case.function, case.args, chip, ideal_bytes=case.ideal_bytes)
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         return {"error": " ".join(str(error).split())[:300]}
@@ -82,7 +82,8 @@ def _measured(chip: str, case: cases.Case) -> dict[str, Any]:
 
 def _stack_rows(chip: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows, measured = [], {}
-    for kernel, direction in itertools.product(options.kernel, options.direction):
+    norms = [kernel for kernel in options.kernel if "backward" in cases.directions(kernel)]
+    for kernel, direction in itertools.product(norms, options.direction):
         for implementation in (*_implementations(chip, options), None):
             size = (options.tokens, options.width, options.hidden)
             row = {"chip": chip, "kernel": kernel, "direction": direction, "shape": "x".join(map(str, size))}

@@ -13,9 +13,10 @@ import pallas_kernels
 from pallas_kernels.analysis.core import bytes_of
 
 Direction = Literal["forward", "backward"]
-# Array arguments of the public calls by their part: like x, or one number per feature.
-TENSORS = ("x", "residual")
-PARAMETERS = ("scale", "bias")
+# Array arguments of the public calls by their part: like x, one number per feature, or one per norm.
+TENSORS = ("x", "residual", "weight", "update")
+PARAMETERS = ("scale", "bias", "scale_out", "scale_in")
+NORMS = ("radius",)
 
 
 class Case(NamedTuple):
@@ -30,6 +31,12 @@ def kernels() -> dict[str, Callable]:
     """The public calls that have implementations to choose from, by name."""
     functions = {n: f for n, f in vars(pallas_kernels).items() if inspect.isfunction(f)}
     return {n: f for n, f in functions.items() if "implementation" in inspect.signature(f).parameters}
+
+
+def directions(kernel: str) -> tuple[Direction, ...]:
+    """The passes a kernel has: an optimizer's step is not differentiated."""
+    is_step = "radius" in inspect.signature(_kernel(kernel)).parameters
+    return ("forward",) if is_step else ("forward", "backward")
 
 
 def shapes(kernel: str) -> dict:
@@ -64,8 +71,9 @@ def program(call: Callable, args: dict[str, jax.ShapeDtypeStruct], direction: Di
     outputs = jax.eval_shape(call, *arrays)
     if direction == "forward":
         return Case(call, arrays, bytes_of((arrays, outputs)))
-    # The gradients of two summands are one array: asking for one spares a copy that no training step makes.
-    fixed = {i: a for i, (name, a) in enumerate(args.items()) if name == "residual"}
+    # The gradients of two summands are one array: asking for one spares a copy that no training step makes. Those of a
+    # norm's output and the stream it is added to are two, where the stream's own norm follows.
+    fixed = {i: a for i, (name, a) in enumerate(args.items()) if name == "residual" and "scale_in" not in args}
     varied = tuple(a for i, a in enumerate(arrays) if i not in fixed)
     ideal = bytes_of((varied, outputs, varied))
     pullback = functools.partial(_pullback, call, tuple(fixed))
@@ -96,12 +104,23 @@ def arguments(kernel: str, named) -> dict[str, jax.ShapeDtypeStruct]:
     for name, parameter in inspect.signature(_kernel(kernel)).parameters.items():
         if parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD or (name == "bias" and "rms" in kernel):
             continue  # No model gives an RMS norm a bias.
-        if name not in (*TENSORS, *PARAMETERS):
-            raise ValueError(f"{kernel} has an array {name!r} of unknown part; name it in TENSORS or PARAMETERS.")
-        axes = named.axis if isinstance(named.axis, tuple) else (named.axis,)
-        shape = named.shape if name in TENSORS else tuple(named.shape[a] for a in axes)
-        found[name] = jax.ShapeDtypeStruct(shape, jnp.dtype(named.dtype) if name in TENSORS else jnp.float32)
+        if name not in (*TENSORS, *PARAMETERS, *NORMS):
+            raise ValueError(
+                f"{kernel} has an array {name!r} of unknown part; name it in TENSORS, PARAMETERS or NORMS."
+            )
+        dtype = jnp.dtype(named.dtype) if name in TENSORS else jnp.float32
+        found[name] = jax.ShapeDtypeStruct(_part(name, named), dtype)
     return found
+
+
+def _part(name: str, named) -> tuple[int, ...]:
+    if name in TENSORS:
+        return named.shape
+    axes = (named.axis,) if isinstance(named.axis, int) else named.axis or range(len(named.shape))
+    if name in PARAMETERS:
+        return tuple(named.shape[a] for a in axes)
+    summed = {a % len(named.shape) for a in axes}
+    return tuple(size for a, size in enumerate(named.shape) if a not in summed)
 
 
 def _kernel(name: str) -> Callable:

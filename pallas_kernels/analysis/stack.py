@@ -44,6 +44,7 @@ def passes(
     layer = {n: jax.ShapeDtypeStruct((width,), jnp.float32) for n in names}
     layer |= {n: jax.ShapeDtypeStruct(shape, jnp.bfloat16) for n, shape in weights.items()}
     model = _added if "residual" in inspect.signature(kernels()[kernel]).parameters else _plain
+    model = _output if kernel == "norm_add" else model
 
     def forward(stream, layers):
         return model(kernels()[kernel], implementation, names, stream, layers)
@@ -75,6 +76,12 @@ def _added(norm: Callable, implementation: str | None, names: list[str], h: jax.
         h, y = norm(update, h, **{n: layer[n] for n in names}, implementation=implementation)
         update = _mlp(y, layer)
     return h + update
+
+
+def _output(norm: Callable, implementation: str | None, names: list[str], h: jax.Array, layers: list) -> jax.Array:
+    for layer in layers:
+        h = norm(_mlp(h, layer), h, **{n: layer[n] for n in names}, implementation=implementation)
+    return h
 
 
 def _mlp(y: jax.Array, layer: dict[str, jax.Array]) -> jax.Array:

@@ -155,8 +155,7 @@ def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tup
     """As `reference.backward`."""
     (whole, shift, rstd), (scale, bias) = saved, parameters
     shape = before_axis_after(whole.shape, settings.axes)
-    dtypes = (cotangents[-1].dtype, whole.dtype)[: 2 if settings.residual else 1]
-    group = _tpu_blocks.group_of_rows(shape[1], dtypes)
+    group = _tpu_blocks.group_of_rows(shape[1], (cotangents[-1].dtype, whole.dtype))
     blocked = [whole.dtype, *(c.dtype for c in cotangents), whole.dtype]
     fixed = 80 if shape[2] == 1 else 3 * 4 * LANES
     tile = _tpu_tiling.tiling(shape, group, tuple(blocked), fixed, block)

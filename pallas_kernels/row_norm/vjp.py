@@ -54,12 +54,13 @@ def row_norm(
         return _reference(settings, *tensors, scale, bias)
     if implementation is not None:
         _axes.check_kernel_dtype(implementation, *tensors, scale, bias)
-        _check_whole_rows(implementation, place)
+        check_whole_rows(implementation, place)
     settings = dataclasses.replace(settings, feature_names=split)
     return _operation(settings, chosen, place, *tensors, scale, bias)
 
 
-def _check_whole_rows(implementation: Implementation, place: Placement | None) -> None:
+def check_whole_rows(implementation: Implementation, place: Placement | None) -> None:
+    """A kernel sees whole rows."""
     if place is not None and place.features:
         raise ValueError(
             f"implementation={implementation!r} needs whole rows on each device, but {place.spec} splits the "
