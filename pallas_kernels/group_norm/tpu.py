@@ -1,0 +1,209 @@
+"""Group norm on TPU: one read of x forward, one of x and dy backward, where a sample's map fits into VMEM."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.group_norm import formula, tpu_sweeps
+from pallas_kernels.group_norm.formula import GroupNorm
+from pallas_kernels.group_norm.tpu_sweeps import wide
+from pallas_kernels.group_norm.tpu_tiling import F32, Maps, maps
+
+
+class _Step:
+    """Where a kernel stands in its grid; asked for first, because the interpreter does not know it inside of a loop."""
+
+    def __init__(self, ref: dict[str, Any], tile: Maps):
+        self.ref, self.tile = ref, tile
+        _, self.sample, self.phase, self.index = (pl.program_id(d) for d in range(4))
+        self.groups = tile.groups // tile.tiles
+
+    def in_phase(self, phase: int, body: Callable[[], None]) -> None:
+        """Runs the body in that phase; a sample of one block has both in one step."""
+        if self.tile.mode == "whole":
+            body()
+        else:
+            pl.when(self.phase == phase)(body)
+
+    def planes(self, block: jax.Array | int) -> jax.Array | int:
+        """Planes of a block that exist."""
+        count, size = self.tile.shape[1], self.tile.block
+        return size if count % size == 0 else jnp.minimum(size, count - block * size)
+
+    def keep(self, *names: str) -> None:
+        """Copies the blocks for the second phase."""
+        if self.tile.mode == "kept":
+            for name in names:
+                self.ref[f"kept_{name}"][pl.ds(self.index * self.tile.block, self.tile.block)] = self.ref[name][...]
+
+    def again(self, name: str, index: tpu_sweeps.Index) -> jax.Array:
+        """A strip of a block in the second phase, in float32."""
+        if self.tile.mode != "kept":
+            return wide(self.ref[name], index)
+        plane, *rest = index
+        return wide(self.ref[f"kept_{name}"], (self.index * self.tile.block + plane, *rest))
+
+    def parameter(self, name: str) -> jax.Array | None:
+        """(1, channels) in float32."""
+        return self.ref[name][...].astype(F32) if name in self.ref else None
+
+    def group_sums(self, row: jax.Array) -> jax.Array:
+        """Sums over the channels of each group, (1, channels)."""
+        return tpu_sweeps.group_sums(row, self.groups)
+
+    def statistic(self, name: str) -> jax.Array:
+        """A saved statistic, (1, channels)."""
+        return tpu_sweeps.to_channels(self.ref[name][...], self.tile.channels)
+
+
+def _forward_kernel(*refs, names: tuple[str, ...], settings: GroupNorm, tile: Maps) -> None:
+    ref: dict[str, Any] = dict(zip(names, refs, strict=True))
+    step = _Step(ref, tile)
+
+    def measure():
+        planes = step.planes(step.index)
+        per_plane = float(tile.shape[2] * tile.group)
+        count = planes * per_plane if isinstance(planes, int) else planes.astype(F32) * per_plane
+        (total,) = tpu_sweeps.sums(planes, ref["x"], 1, lambda at: (wide(ref["x"], at),))
+        mean = step.group_sums(total) / count
+        (square,) = tpu_sweeps.sums(planes, ref["x"], 1, lambda at: ((wide(ref["x"], at) - mean[:, at[2]]) ** 2,))
+        square = step.group_sums(square)
+        if tile.mode != "whole":
+            step.keep("x")
+            mean, square = _merged(step, count, mean, square)
+        ref["mean_row"][...], ref["square_row"][...] = mean, square
+
+    def normalize():
+        mean = ref["mean_row"][...]
+        rstd = jax.lax.rsqrt(ref["square_row"][...] / tile.elements + settings.epsilon)
+        weight, bias = formula.weight(rstd, step.parameter("scale")), step.parameter("bias")
+
+        def y(at):
+            value = (step.again("x", at) - mean[:, at[2]]) * weight[:, at[2]]
+            return value if bias is None else value + bias[:, at[2]]
+
+        tpu_sweeps.write(step.planes(tile.second(step.index)), ref["y"], y)
+        for name, row in (("mean", mean), ("rstd", rstd)):
+            if name in ref:
+                ref[name][...] = tpu_sweeps.to_groups(row, step.groups)
+
+    step.in_phase(0, measure)
+    step.in_phase(1, normalize)
+
+
+def _merged(step: _Step, count, mean: jax.Array, square: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and centred squares of all blocks up to this one."""
+    tile = step.tile
+    before = (step.index * (tile.block * tile.shape[2] * tile.group)).astype(F32)
+    share = count / (before + count)
+    # What the scratch holds at the first block is another sample's, or nothing yet.
+    first = step.index == 0
+    earlier_mean, earlier_square = (jnp.where(first, 0.0, step.ref[n][...]) for n in ("mean_row", "square_row"))
+    change = mean - earlier_mean
+    return earlier_mean + change * share, earlier_square + square + change * change * (before * share)
+
+
+def _backward_kernel(*refs, names: tuple[str, ...], settings: GroupNorm, tile: Maps) -> None:
+    del settings
+    ref: dict[str, Any] = dict(zip(names, refs, strict=True))
+    step = _Step(ref, tile)
+    rows = ("product_row", "total_row")
+
+    def measure():
+        mean = step.statistic("mean")
+
+        def terms(at):
+            dy = wide(ref["dy"], at)
+            return dy * (wide(ref["x"], at) - mean[:, at[2]]), dy
+
+        found = tpu_sweeps.sums(step.planes(step.index), ref["x"], 2, terms)
+        step.keep("x", "dy")
+        for name, row in zip(rows, found, strict=True):
+            ref[name][...] = row if tile.mode == "whole" else row + jnp.where(step.index == 0, 0.0, ref[name][...])
+
+    def differentiate():
+        mean, rstd = step.statistic("mean"), step.statistic("rstd")
+        product, total = (ref[name][...] for name in rows)
+        group_mean = lambda row: step.group_sums(row) / tile.elements  # noqa: E731
+        by = formula.coefficients(product, total, rstd, step.parameter("scale"), group_mean)
+
+        def dx(at):
+            here = formula.Coefficients(*(row[:, at[2]] for row in by))
+            return formula.input_gradient(step.again("dy", at), step.again("x", at) - mean[:, at[2]], here)
+
+        tpu_sweeps.write(step.planes(tile.second(step.index)), ref["dx"], dx)
+        for name, row in (("dscale", product * rstd), ("dbias", total)):
+            if name in ref:
+                _add_once_a_sample(step, ref[name], row)
+
+    step.in_phase(0, measure)
+    step.in_phase(1, differentiate)
+
+
+def _add_once_a_sample(step: _Step, accumulator, row: jax.Array) -> None:
+    @pl.when(step.index == 0)
+    def _():
+        accumulator[...] = row + jnp.where(step.sample == 0, 0.0, accumulator[...])
+
+
+def _call(
+    kernel, name: str, settings: GroupNorm, tile: Maps, samples, inputs: dict, outputs: dict, rows: tuple
+) -> dict:
+    """`pallas_call` over named operands, with scratch for rows of channels and for what is kept of the tensors."""
+    scratch = {n: pltpu.VMEM((1, tile.channels), F32) for n in rows}
+    if tile.mode == "kept":
+        scratch |= {f"kept_{n}": pltpu.VMEM(tile.kept_shape, inputs[n].dtype) for n in ("x", "dy") if n in inputs}
+    read, written, parameter = tile.read_spec, tile.written_spec, tile.parameter_spec
+    specs = {"x": read, "y": written, "dx": written, "mean": tile.statistic_spec, "rstd": tile.statistic_spec}
+    specs |= {"dy": read} | dict.fromkeys(("scale", "bias", "dscale", "dbias"), parameter)
+    results = pl.pallas_call(
+        functools.partial(kernel, names=(*inputs, *outputs, *scratch), settings=settings, tile=tile),
+        out_shape=tuple(outputs.values()),
+        grid=tile.grid,
+        in_specs=[specs[n] for n in inputs],
+        out_specs=tuple(specs[n] for n in outputs),
+        scratch_shapes=list(scratch.values()),
+        compiler_params=tile.params(samples),
+        interpret=settings.interpret,
+        name=f"group_norm_{name}",
+    )(*inputs.values())
+    return dict(zip(outputs, results, strict=True))
+
+
+def forward(settings: GroupNorm, inputs: tuple, save: bool, tile: Maps | None = None) -> tuple[tuple, tuple]:
+    """As `reference.forward`."""
+    x, scale, bias = inputs
+    tile = tile or maps(x.shape, settings.groups, (x.dtype,), (x.dtype,))
+    operands = {"x": x.reshape(tile.shape)}
+    operands |= {n: p.reshape(1, -1) for n, p in (("scale", scale), ("bias", bias)) if p is not None}
+    results = {"y": jax.ShapeDtypeStruct(tile.shape, x.dtype)}
+    if save:
+        results |= dict.fromkeys(("mean", "rstd"), jax.ShapeDtypeStruct(tile.statistic_shape, F32))
+    rows = ("mean_row", "square_row")
+    found = _call(_forward_kernel, "fwd", settings, tile, "parallel", operands, results, rows)
+    statistics = (found[n].reshape(x.shape[0], -1) for n in ("mean", "rstd") if n in found)
+    return (found["y"].reshape(x.shape),), (x, *statistics) if save else ()
+
+
+def backward(
+    settings: GroupNorm, parameters: tuple, saved: tuple, cotangents: tuple, tile: Maps | None = None
+) -> tuple:
+    """As `reference.backward`."""
+    (x, mean, rstd), (scale, bias), (dy,) = saved, parameters, cotangents
+    tile = tile or maps(x.shape, settings.groups, (x.dtype, dy.dtype), (x.dtype,))
+    operands = {"x": x.reshape(tile.shape), "dy": dy.reshape(tile.shape)}
+    operands |= {n: s.reshape(tile.statistic_shape) for n, s in (("mean", mean), ("rstd", rstd))}
+    operands |= {} if scale is None else {"scale": scale.reshape(1, -1)}
+    wanted = [n for n, p in (("dscale", scale), ("dbias", bias)) if p is not None]
+    results = {"dx": jax.ShapeDtypeStruct(tile.shape, x.dtype)}
+    results |= dict.fromkeys(wanted, jax.ShapeDtypeStruct((1, tile.shape[3]), F32))
+    # Every sample adds to the same accumulators: samples must run in order where there are any.
+    samples = "arbitrary" if wanted else "parallel"
+    found = _call(_backward_kernel, "bwd", settings, tile, samples, operands, results, ("product_row", "total_row"))
+    sums = (found[n].reshape(-1) if n in found else None for n in ("dscale", "dbias"))
+    return found["dx"].reshape(x.shape), *sums

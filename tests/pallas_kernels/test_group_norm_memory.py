@@ -1,0 +1,57 @@
+"""The TPU kernels in the interpreter that knows of memory: races between steps, reads beyond a buffer."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.group_norm import reference, tpu
+from pallas_kernels.group_norm.formula import GroupNorm
+from pallas_kernels.group_norm.tpu_tiling import Maps, maps
+from tests.pallas_kernels.test_tpu_interpreter import PARAMS, races_found
+
+
+def run(rng, shape, groups, **cut):
+    settings = GroupNorm(groups, 1e-5, interpret=PARAMS)
+    draw = lambda *s: jnp.asarray(rng.normal(size=s), jnp.float32)
+    x, dy, scale, bias = draw(*shape), draw(*shape), draw(shape[-1]), draw(shape[-1])
+    one = dataclasses.replace(maps(shape, groups, (x.dtype,), (x.dtype,)), **cut)
+    (y,), saved = tpu.forward(settings, (x, scale, bias), True, one)
+    gradients = tpu.backward(settings, (scale, bias), saved, (dy,), one)
+    (expected,), expected_saved = reference.forward(settings, (x, scale, bias), True)
+    return (y, *gradients), (expected, *reference.backward(settings, (scale, bias), expected_saved, (dy,)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "cut"),
+    [
+        ((3, 2, 3, 20), 4, {}),
+        ((2, 3, 1, 12), 4, {"mode": "kept", "block": 2}),
+        ((1, 3, 1, 256), 4, {"mode": "twice", "block": 2, "channels": 128}),
+    ],
+    ids=["whole", "kept", "twice"],
+)
+def test_no_races_and_nothing_out_of_bounds(rng, shape, groups, cut):
+    found, expected = run(rng, shape, groups, **cut)
+    assert not races_found()
+    for a, b in zip(found, expected, strict=True):
+        # Both are float32 and sum in their own order: a few eps of the largest terms.
+        np.testing.assert_allclose(a, b, rtol=0, atol=64 * np.finfo(np.float32).eps * np.abs(b).max())
+
+
+def test_a_wrong_parallel_is_caught(rng, monkeypatch):
+    """Samples that add to one accumulator must run in order; this is what says so if they do not."""
+    params = Maps.params
+    monkeypatch.setattr(Maps, "params", lambda self, samples: params(self, "parallel"))
+    try:
+        run(rng, (4, 1, 1, 12), 4)
+        caught = races_found()
+    except Exception as error:
+        caught = "RACE DETECTED" in str(error)
+    finally:
+        pltpu.reset_tpu_interpret_mode_state()
+        jax.clear_caches()
+    assert caught
