@@ -1,6 +1,7 @@
 """`python -m pallas_kernels.analysis`: kernels on chips that need not be there, as a table and JSON."""
 
 import argparse
+import inspect
 import itertools
 import os
 import pathlib
@@ -82,7 +83,9 @@ def _measured(chip: str, case: cases.Case) -> dict[str, Any]:
 
 def _stack_rows(chip: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows, measured = [], {}
-    for kernel, direction in itertools.product(options.kernel, options.direction):
+    # The stream is one of rows: norms of feature maps have no place in it.
+    kernels = [name for name in options.kernel if "axis" in inspect.signature(cases.kernels()[name]).parameters]
+    for kernel, direction in itertools.product(kernels, options.direction):
         for implementation in (*_implementations(chip, options), None):
             size = (options.tokens, options.width, options.hidden)
             row = {"chip": chip, "kernel": kernel, "direction": direction, "shape": "x".join(map(str, size))}

@@ -7,6 +7,7 @@ elementwise pass XLA does at the bytes it needs, together with the activation th
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from pallas_kernels._axes import wide
+from pallas_kernels._strips import Slice
 from pallas_kernels.group_norm import reference
 from pallas_kernels.group_norm.formula import GroupNorm
 
@@ -75,13 +77,13 @@ class _Program:
         self.columns = pl.ds(strip * cut.columns, cut.columns)
         self.inside = strip * cut.columns + jnp.arange(cut.columns) < cut.shape[2]
 
-    def rows(self, tile: jax.Array) -> tuple[pl.Slice, jax.Array]:
+    def rows(self, tile: jax.Array) -> tuple[Slice, jax.Array]:
         """The rows of a tile of the chunk, and which of them exist, (rows, 1)."""
         first = self.chunk * self.cut.size + tile * self.cut.rows
         exist = first + jnp.arange(self.cut.rows) < self.cut.shape[1]
         return pl.ds(first, self.cut.rows), exist[:, None]
 
-    def load(self, ref, rows: pl.Slice, exist: jax.Array) -> jax.Array:
+    def load(self, ref, rows: Slice, exist: jax.Array) -> jax.Array:
         """A tile in float32, zero where nothing exists."""
         window = ref.at[self.sample, rows, self.columns]
         return plt.load(window, mask=exist & self.inside[None, :], other=0.0).astype(F32)
@@ -147,18 +149,18 @@ def _call(kernel, name: str, settings: GroupNorm, cut: Chunks, *arrays: jax.Arra
     )(*arrays)
 
 
-def _flat(x: jax.Array) -> jax.Array:
-    return x.reshape(x.shape[0], -1, x.shape[-1])
+def _flat(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(batch, space, channels)."""
+    return shape[0], math.prod(shape[1:-1]), shape[-1]
 
 
 def _statistics(settings: GroupNorm, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and rstd of each group, from those of every channel and chunk."""
-    flat = _flat(x)
-    cut = chunks(flat.shape)
-    means, squares = _call(_moments_kernel, "fwd", settings, cut, flat)
-    space = flat.shape[1]
+    cut = chunks(_flat(x.shape))
+    means, squares = _call(_moments_kernel, "fwd", settings, cut, x.reshape(cut.shape))
+    _, space, channels = cut.shape
     counts = jnp.minimum(cut.size, space - cut.size * jnp.arange(cut.grid[2], dtype=F32))[None, :, None]
-    elements = space * flat.shape[2] // settings.groups
+    elements = space * channels // settings.groups
     over_channels = lambda v: reference.group_sums(jnp.sum(v, 1), settings.groups) / elements  # noqa: E731
     mean = over_channels(means * counts)
     between = means - reference.channels(mean, x)[:, None]
@@ -177,7 +179,7 @@ def forward(settings: GroupNorm, inputs: tuple, save: bool) -> tuple[tuple, tupl
 def backward(settings: GroupNorm, parameters: tuple, saved: tuple, cotangents: tuple) -> tuple:
     """As `reference.backward`."""
     (x, mean, _), (dy,) = saved, cotangents
-    flat = _flat(x)
-    means = reference.channels(mean, x)
-    product, total = _call(_sums_kernel, "bwd", settings, chunks(flat.shape), flat, _flat(dy), means)
+    cut = chunks(_flat(x.shape))
+    arrays = x.reshape(cut.shape), dy.reshape(cut.shape), reference.channels(mean, x)
+    product, total = _call(_sums_kernel, "bwd", settings, cut, *arrays)
     return reference.gradients(settings, parameters, saved, dy, (jnp.sum(product, 1), jnp.sum(total, 1)))

@@ -54,7 +54,8 @@ def normalized(
     """The output of float32 values, elementwise."""
     rstd = channels(rstd, x)
     y = centred(x, mean) * over_space(formula.weight(rstd, _row(scale, rstd)), x)
-    return y if bias is None else y + over_space(_row(bias, rstd), x)
+    shift = _row(bias, rstd)
+    return y if shift is None else y + over_space(shift, x)
 
 
 def gradients(

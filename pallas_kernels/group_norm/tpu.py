@@ -1,7 +1,6 @@
 """Group norm on TPU: one read of x forward, one of x and dy backward, where a sample's map fits into VMEM."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,59 +10,14 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.group_norm import formula, tpu_sweeps
 from pallas_kernels.group_norm.formula import GroupNorm
+from pallas_kernels.group_norm.tpu_step import Step
 from pallas_kernels.group_norm.tpu_sweeps import wide
 from pallas_kernels.group_norm.tpu_tiling import F32, Maps, maps
 
 
-class _Step:
-    """Where a kernel stands in its grid; asked for first, because the interpreter does not know it inside of a loop."""
-
-    def __init__(self, ref: dict[str, Any], tile: Maps):
-        self.ref, self.tile = ref, tile
-        _, self.sample, self.phase, self.index = (pl.program_id(d) for d in range(4))
-        self.groups = tile.groups // tile.tiles
-
-    def in_phase(self, phase: int, body: Callable[[], None]) -> None:
-        """Runs the body in that phase; a sample of one block has both in one step."""
-        if self.tile.mode == "whole":
-            body()
-        else:
-            pl.when(self.phase == phase)(body)
-
-    def planes(self, block: jax.Array | int) -> jax.Array | int:
-        """Planes of a block that exist."""
-        count, size = self.tile.shape[1], self.tile.block
-        return size if count % size == 0 else jnp.minimum(size, count - block * size)
-
-    def keep(self, *names: str) -> None:
-        """Copies the blocks for the second phase."""
-        if self.tile.mode == "kept":
-            for name in names:
-                self.ref[f"kept_{name}"][pl.ds(self.index * self.tile.block, self.tile.block)] = self.ref[name][...]
-
-    def again(self, name: str, index: tpu_sweeps.Index) -> jax.Array:
-        """A strip of a block in the second phase, in float32."""
-        if self.tile.mode != "kept":
-            return wide(self.ref[name], index)
-        plane, *rest = index
-        return wide(self.ref[f"kept_{name}"], (self.index * self.tile.block + plane, *rest))
-
-    def parameter(self, name: str) -> jax.Array | None:
-        """(1, channels) in float32."""
-        return self.ref[name][...].astype(F32) if name in self.ref else None
-
-    def group_sums(self, row: jax.Array) -> jax.Array:
-        """Sums over the channels of each group, (1, channels)."""
-        return tpu_sweeps.group_sums(row, self.groups)
-
-    def statistic(self, name: str) -> jax.Array:
-        """A saved statistic, (1, channels)."""
-        return tpu_sweeps.to_channels(self.ref[name][...], self.tile.channels)
-
-
 def _forward_kernel(*refs, names: tuple[str, ...], settings: GroupNorm, tile: Maps) -> None:
     ref: dict[str, Any] = dict(zip(names, refs, strict=True))
-    step = _Step(ref, tile)
+    step = Step(ref, tile)
 
     def measure():
         planes = step.planes(step.index)
@@ -96,7 +50,7 @@ def _forward_kernel(*refs, names: tuple[str, ...], settings: GroupNorm, tile: Ma
     step.in_phase(1, normalize)
 
 
-def _merged(step: _Step, count, mean: jax.Array, square: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _merged(step: Step, count, mean: jax.Array, square: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and centred squares of all blocks up to this one."""
     tile = step.tile
     before = (step.index * (tile.block * tile.shape[2] * tile.group)).astype(F32)
@@ -111,7 +65,7 @@ def _merged(step: _Step, count, mean: jax.Array, square: jax.Array) -> tuple[jax
 def _backward_kernel(*refs, names: tuple[str, ...], settings: GroupNorm, tile: Maps) -> None:
     del settings
     ref: dict[str, Any] = dict(zip(names, refs, strict=True))
-    step = _Step(ref, tile)
+    step = Step(ref, tile)
     rows = ("product_row", "total_row")
 
     def measure():
@@ -139,16 +93,10 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: GroupNorm, tile: M
         tpu_sweeps.write(step.planes(tile.second(step.index)), ref["dx"], dx)
         for name, row in (("dscale", product * rstd), ("dbias", total)):
             if name in ref:
-                _add_once_a_sample(step, ref[name], row)
+                step.add_to(ref[name], row)
 
     step.in_phase(0, measure)
     step.in_phase(1, differentiate)
-
-
-def _add_once_a_sample(step: _Step, accumulator, row: jax.Array) -> None:
-    @pl.when(step.index == 0)
-    def _():
-        accumulator[...] = row + jnp.where(step.sample == 0, 0.0, accumulator[...])
 
 
 def _call(

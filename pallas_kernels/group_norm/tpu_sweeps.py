@@ -15,8 +15,8 @@ from pallas_kernels._strips import LANES
 from pallas_kernels._tpu_blocks import sublanes
 
 F32 = jnp.float32
-# Rows of a strip, and rows per step of a loop over planes: their sums are added before they meet the accumulator.
-STRIP, UNROLLED = 64, 256
+# Rows of a strip; rows and planes per step of a loop, whose sums are added before they meet the accumulator.
+STRIP, UNROLLED, PLANES = 64, 256, 8
 # A strip of rows of a plane and of channels: `(plane, rows, channels)`.
 Index = tuple[jax.Array | int, slice, slice]
 
@@ -37,7 +37,7 @@ def for_each_plane(planes: jax.Array | int, rows: int, body: Callable, carry):
     """`carry = body(indices, carry)` over several planes at a time; their number may be known on the device only."""
     if not isinstance(planes, int):
         return jax.lax.fori_loop(0, planes, lambda p, carry: body([p], carry), carry)
-    several = max(1, min(planes, UNROLLED // rows))
+    several = max(1, min(planes, PLANES, UNROLLED // rows))
     loops, rest = divmod(planes, several)
     if loops > 1:
         step = lambda i, carry: body([i * several + j for j in range(several)], carry)  # noqa: E731

@@ -156,9 +156,9 @@ def maps(shape: tuple[int, ...], groups: int, reads: tuple, writes: tuple) -> Ma
     found = next((tiling for most, (needed, tiling) in candidates if needed <= most), None)
     if found is None:
         raise NotImplementedError(
-            f"implementation='mosaic_tpu' takes rows of a map whole: {rows} x {channels} of {reads[0]} need more than "
-            f"the {LIMIT / 2**20:.0f} MiB of VMEM that are used; use implementation='xla', or a width that is a "
-            "multiple of 8, which can be cut."
+            f"implementation='mosaic_tpu' takes rows of a map whole: {rows} x {channels} of {jnp.dtype(reads[0]).name} "
+            f"need more than the {LIMIT / 2**20:.0f} MiB of VMEM that are used; use implementation='xla', or a width "
+            "that is a multiple of 8, which can be cut."
         )
     return found
 

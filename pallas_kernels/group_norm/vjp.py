@@ -56,7 +56,8 @@ def group_norm(
         _axes.check_kernel_dtype(implementation, x, scale, bias)
         _check_whole_groups(implementation, place, space, whole, groups)
     settings = GroupNorm(groups // shards, float(epsilon), space, interpret)
-    return _operation(settings, chosen, place, x, scale, bias)
+    (y,) = _operation(settings, chosen, place, x, scale, bias)
+    return y
 
 
 def _shards(place: Placement | None) -> int:
@@ -84,7 +85,7 @@ def _reference(settings: GroupNorm, *inputs: jax.Array | None) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _operation(
     settings: GroupNorm, chosen: tuple[str, str], place: Placement | None, *inputs: jax.Array | None
-) -> jax.Array:
+) -> tuple[jax.Array, ...]:
     operation = Operation(
         FORWARD[chosen[0]],
         BACKWARD[chosen[1]],
@@ -94,5 +95,4 @@ def _operation(
         saved=("tensor", "group", "group"),
         placement=place,
     )
-    (y,) = differentiable(operation, *inputs)
-    return y
+    return differentiable(operation, *inputs)

@@ -19,20 +19,28 @@ def run(rng, shape, groups, **cut):
     draw = lambda *s: jnp.asarray(rng.normal(size=s), jnp.float32)
     x, dy, scale, bias = draw(*shape), draw(*shape), draw(shape[-1]), draw(shape[-1])
     one = dataclasses.replace(maps(shape, groups, (x.dtype,), (x.dtype,)), **cut)
-    (y,), saved = tpu.forward(settings, (x, scale, bias), True, one)
-    gradients = tpu.backward(settings, (scale, bias), saved, (dy,), one)
-    (expected,), expected_saved = reference.forward(settings, (x, scale, bias), True)
-    return (y, *gradients), (expected, *reference.backward(settings, (scale, bias), expected_saved, (dy,)))
+
+    @jax.jit
+    def by_kernels(x, scale, bias, dy):
+        outputs, saved = tpu.forward(settings, (x, scale, bias), True, one)
+        return *outputs, *tpu.backward(settings, (scale, bias), saved, (dy,), one)
+
+    @jax.jit
+    def by_xla(x, scale, bias, dy):
+        outputs, saved = reference.forward(settings, (x, scale, bias), True)
+        return *outputs, *reference.backward(settings, (scale, bias), saved, (dy,))
+
+    arrays = x, scale, bias, dy
+    return by_kernels(*arrays), by_xla(*arrays)
 
 
 @pytest.mark.parametrize(
     ("shape", "groups", "cut"),
     [
-        ((3, 2, 3, 20), 4, {}),
         ((2, 3, 1, 12), 4, {"mode": "kept", "block": 2}),
         ((1, 3, 1, 256), 4, {"mode": "twice", "block": 2, "channels": 128}),
     ],
-    ids=["whole", "kept", "twice"],
+    ids=["kept", "twice"],
 )
 def test_no_races_and_nothing_out_of_bounds(rng, shape, groups, cut):
     found, expected = run(rng, shape, groups, **cut)

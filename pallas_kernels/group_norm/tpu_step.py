@@ -1,0 +1,65 @@
+"""Where a TPU kernel stands: the sample, the phase and the block of its step, and what lies there."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels.group_norm import tpu_sweeps
+from pallas_kernels.group_norm.tpu_sweeps import wide
+from pallas_kernels.group_norm.tpu_tiling import F32, Maps
+
+
+class Step:
+    """Where a kernel stands in its grid; asked for first, because the interpreter does not know it inside of a loop."""
+
+    def __init__(self, ref: dict[str, Any], tile: Maps):
+        self.ref, self.tile = ref, tile
+        _, self.sample, self.phase, self.index = (pl.program_id(d) for d in range(4))
+        self.groups = tile.groups // tile.tiles
+
+    def in_phase(self, phase: int, body: Callable[[], None]) -> None:
+        """Runs the body in that phase; a sample of one block has both in one step."""
+        if self.tile.mode == "whole":
+            body()
+        else:
+            pl.when(self.phase == phase)(body)
+
+    def planes(self, block: jax.Array | int) -> jax.Array | int:
+        """Planes of a block that exist."""
+        count, size = self.tile.shape[1], self.tile.block
+        return size if count % size == 0 else jnp.minimum(size, count - block * size)
+
+    def keep(self, *names: str) -> None:
+        """Copies the blocks for the second phase."""
+        if self.tile.mode == "kept":
+            for name in names:
+                self.ref[f"kept_{name}"][pl.ds(self.index * self.tile.block, self.tile.block)] = self.ref[name][...]
+
+    def again(self, name: str, index: tpu_sweeps.Index) -> jax.Array:
+        """A strip of a block in the second phase, in float32."""
+        if self.tile.mode != "kept":
+            return wide(self.ref[name], index)
+        plane, rows, lanes = index
+        return wide(self.ref[f"kept_{name}"], (self.index * self.tile.block + plane, rows, lanes))
+
+    def parameter(self, name: str) -> jax.Array | None:
+        """(1, channels) in float32."""
+        return self.ref[name][...].astype(F32) if name in self.ref else None
+
+    def group_sums(self, row: jax.Array) -> jax.Array:
+        """Sums over the channels of each group, (1, channels)."""
+        return tpu_sweeps.group_sums(row, self.groups)
+
+    def add_to(self, accumulator, row: jax.Array) -> None:
+        """Adds once a sample, from zero at the first."""
+
+        @pl.when(self.index == 0)
+        def _():
+            accumulator[...] = row + jnp.where(self.sample == 0, 0.0, accumulator[...])
+
+    def statistic(self, name: str) -> jax.Array:
+        """A saved statistic, (1, channels)."""
+        return tpu_sweeps.to_channels(self.ref[name][...], self.tile.channels)
