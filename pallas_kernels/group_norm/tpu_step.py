@@ -35,8 +35,9 @@ class Step:
     def keep(self, *names: str) -> None:
         """Copies the blocks for the second phase."""
         if self.tile.mode == "kept":
+            first = self.index * self.tile.block
             for name in names:
-                self.ref[f"kept_{name}"][pl.ds(self.index * self.tile.block, self.tile.block)] = self.ref[name][...]
+                tpu_sweeps.copy(self.planes(self.index), self.ref[name], self.ref[f"kept_{name}"], first)
 
     def again(self, name: str, index: tpu_sweeps.Index) -> jax.Array:
         """A strip of a block in the second phase, in float32."""

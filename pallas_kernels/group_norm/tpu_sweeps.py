@@ -101,6 +101,17 @@ def write(planes: jax.Array | int, ref, value: Callable[[Index], jax.Array]) -> 
         for_each_plane(planes, rows, body, None)
 
 
+def copy(planes: jax.Array | int, source, target, first: jax.Array) -> None:
+    """Copies planes of a block to where the first of them goes."""
+
+    def body(indices, carry):
+        for p in indices:
+            target[first + p] = source[p]
+        return carry
+
+    for_each_plane(planes, source.shape[1], body, None)
+
+
 def wide(ref, index: Index) -> jax.Array:
     """A strip in float32."""
     return ref[index].astype(F32)
