@@ -21,11 +21,10 @@ def _forward_kernel(*refs, names: tuple[str, ...], settings: GroupNorm, tile: Ma
 
     def measure():
         planes = step.planes(step.index)
-        per_plane = float(tile.shape[2] * tile.group)
-        count = planes * per_plane if isinstance(planes, int) else planes.astype(F32) * per_plane
-        (total,) = tpu_sweeps.sums(planes, ref["x"], 1, lambda at: (wide(ref["x"], at),))
+        count = float(planes * tile.per_plane) if isinstance(planes, int) else planes.astype(F32) * tile.per_plane
+        (total,) = step.sums(1, lambda at: (wide(ref["x"], at),))
         mean = step.group_sums(total) / count
-        (square,) = tpu_sweeps.sums(planes, ref["x"], 1, lambda at: ((wide(ref["x"], at) - mean[:, at[2]]) ** 2,))
+        (square,) = step.sums(1, lambda at: ((wide(ref["x"], at) - step.part(mean, at)) ** 2,))
         square = step.group_sums(square)
         if tile.mode != "whole":
             step.keep("x")
@@ -38,13 +37,13 @@ def _forward_kernel(*refs, names: tuple[str, ...], settings: GroupNorm, tile: Ma
         weight, bias = formula.weight(rstd, step.parameter("scale")), step.parameter("bias")
 
         def y(at):
-            value = (step.again("x", at) - mean[:, at[2]]) * weight[:, at[2]]
-            return value if bias is None else value + bias[:, at[2]]
+            value = (step.again("x", at) - step.part(mean, at)) * step.part(weight, at)
+            return value if bias is None else value + step.part(bias, at)
 
-        tpu_sweeps.write(step.planes(tile.second(step.index)), ref["y"], y)
-        for name, row in (("mean", mean), ("rstd", rstd)):
+        step.write("y", y)
+        for name, vector in (("mean", mean), ("rstd", rstd)):
             if name in ref:
-                ref[name][...] = tpu_sweeps.to_groups(row, step.groups)
+                ref[name][...] = tpu_sweeps.to_groups(vector, step.groups, tile.axis)
 
     step.in_phase(0, measure)
     step.in_phase(1, normalize)
@@ -53,7 +52,7 @@ def _forward_kernel(*refs, names: tuple[str, ...], settings: GroupNorm, tile: Ma
 def _merged(step: Step, count, mean: jax.Array, square: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and centred squares of all blocks up to this one."""
     tile = step.tile
-    before = (step.index * (tile.block * tile.shape[2] * tile.group)).astype(F32)
+    before = (step.index * (tile.block * tile.per_plane)).astype(F32)
     share = count / (before + count)
     # What the scratch holds at the first block is another sample's, or nothing yet.
     first = step.index == 0
@@ -73,9 +72,9 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: GroupNorm, tile: M
 
         def terms(at):
             dy = wide(ref["dy"], at)
-            return dy * (wide(ref["x"], at) - mean[:, at[2]]), dy
+            return dy * (wide(ref["x"], at) - step.part(mean, at)), dy
 
-        found = tpu_sweeps.sums(step.planes(step.index), ref["x"], 2, terms)
+        found = step.sums(2, terms)
         step.keep("x", "dy")
         for name, row in zip(rows, found, strict=True):
             ref[name][...] = row if tile.mode == "whole" else row + jnp.where(step.index == 0, 0.0, ref[name][...])
@@ -83,14 +82,14 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: GroupNorm, tile: M
     def differentiate():
         mean, rstd = step.statistic("mean"), step.statistic("rstd")
         product, total = (ref[name][...] for name in rows)
-        group_mean = lambda row: step.group_sums(row) / tile.elements  # noqa: E731
+        group_mean = lambda vector: step.group_sums(vector) / tile.elements  # noqa: E731
         by = formula.coefficients(product, total, rstd, step.parameter("scale"), group_mean)
 
         def dx(at):
-            here = formula.Coefficients(*(row[:, at[2]] for row in by))
-            return formula.input_gradient(step.again("dy", at), step.again("x", at) - mean[:, at[2]], here)
+            here = formula.Coefficients(*(step.part(vector, at) for vector in by))
+            return formula.input_gradient(step.again("dy", at), step.again("x", at) - step.part(mean, at), here)
 
-        tpu_sweeps.write(step.planes(tile.second(step.index)), ref["dx"], dx)
+        step.write("dx", dx)
         for name, row in (("dscale", product * rstd), ("dbias", total)):
             if name in ref:
                 step.add_to(ref[name], row)
@@ -103,7 +102,7 @@ def _call(
     kernel, name: str, settings: GroupNorm, tile: Maps, samples, inputs: dict, outputs: dict, rows: tuple
 ) -> dict:
     """`pallas_call` over named operands, with scratch for rows of channels and for what is kept of the tensors."""
-    scratch = {n: pltpu.VMEM((1, tile.channels), F32) for n in rows}
+    scratch = {n: pltpu.VMEM(tile.vector(tile.channels), F32) for n in rows}
     if tile.mode == "kept":
         scratch |= {f"kept_{n}": pltpu.VMEM(tile.kept_shape, inputs[n].dtype) for n in ("x", "dy") if n in inputs}
     read, written, parameter = tile.read_spec, tile.written_spec, tile.parameter_spec
@@ -127,15 +126,15 @@ def forward(settings: GroupNorm, inputs: tuple, save: bool, tile: Maps | None = 
     """As `reference.forward`."""
     x, scale, bias = inputs
     tile = tile or maps(x.shape, settings.groups, (x.dtype,), (x.dtype,))
-    operands = {"x": x.reshape(tile.shape)}
-    operands |= {n: p.reshape(1, -1) for n, p in (("scale", scale), ("bias", bias)) if p is not None}
+    operands = {"x": tile.tensor(x)}
+    operands |= {n: p.reshape(tile.vector(x.shape[-1])) for n, p in (("scale", scale), ("bias", bias)) if p is not None}
     results = {"y": jax.ShapeDtypeStruct(tile.shape, x.dtype)}
     if save:
         results |= dict.fromkeys(("mean", "rstd"), jax.ShapeDtypeStruct(tile.statistic_shape, F32))
     rows = ("mean_row", "square_row")
     found = _call(_forward_kernel, "fwd", settings, tile, "parallel", operands, results, rows)
     statistics = (found[n].reshape(x.shape[0], -1) for n in ("mean", "rstd") if n in found)
-    return (found["y"].reshape(x.shape),), (x, *statistics) if save else ()
+    return (tile.like(x, found["y"]),), (x, *statistics) if save else ()
 
 
 def backward(
@@ -144,14 +143,14 @@ def backward(
     """As `reference.backward`."""
     (x, mean, rstd), (scale, bias), (dy,) = saved, parameters, cotangents
     tile = tile or maps(x.shape, settings.groups, (x.dtype, dy.dtype), (x.dtype,))
-    operands = {"x": x.reshape(tile.shape), "dy": dy.reshape(tile.shape)}
+    operands = {"x": tile.tensor(x), "dy": tile.tensor(dy)}
     operands |= {n: s.reshape(tile.statistic_shape) for n, s in (("mean", mean), ("rstd", rstd))}
-    operands |= {} if scale is None else {"scale": scale.reshape(1, -1)}
+    operands |= {} if scale is None else {"scale": scale.reshape(tile.vector(x.shape[-1]))}
     wanted = [n for n, p in (("dscale", scale), ("dbias", bias)) if p is not None]
     results = {"dx": jax.ShapeDtypeStruct(tile.shape, x.dtype)}
-    results |= dict.fromkeys(wanted, jax.ShapeDtypeStruct((1, tile.shape[3]), F32))
+    results |= dict.fromkeys(wanted, jax.ShapeDtypeStruct(tile.vector(x.shape[-1]), F32))
     # Every sample adds to the same accumulators: samples must run in order where there are any.
     samples = "arbitrary" if wanted else "parallel"
     found = _call(_backward_kernel, "bwd", settings, tile, samples, operands, results, ("product_row", "total_row"))
     sums = (found[n].reshape(-1) if n in found else None for n in ("dscale", "dbias"))
-    return found["dx"].reshape(x.shape), *sums
+    return tile.like(x, found["dx"]), *sums

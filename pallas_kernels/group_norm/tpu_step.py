@@ -47,20 +47,32 @@ class Step:
         return wide(self.ref[f"kept_{name}"], (self.index * self.tile.block + plane, rows, lanes))
 
     def parameter(self, name: str) -> jax.Array | None:
-        """(1, channels) in float32."""
+        """A vector in float32."""
         return self.ref[name][...].astype(F32) if name in self.ref else None
 
-    def group_sums(self, row: jax.Array) -> jax.Array:
-        """Sums over the channels of each group, (1, channels)."""
-        return tpu_sweeps.group_sums(row, self.groups)
+    def group_sums(self, vector: jax.Array) -> jax.Array:
+        """Sums over the channels of the group, for every channel."""
+        return tpu_sweeps.group_sums(vector, self.groups, self.tile.axis)
 
-    def add_to(self, accumulator, row: jax.Array) -> None:
+    def part(self, vector: jax.Array, index: tpu_sweeps.Index) -> jax.Array:
+        """The channels of a strip."""
+        return tpu_sweeps.part(vector, index, self.tile.axis)
+
+    def sums(self, count: int, terms: Callable[[tpu_sweeps.Index], tuple[jax.Array, ...]]) -> list[jax.Array]:
+        """Sums of terms over the space of the block, a vector each."""
+        return tpu_sweeps.sums(self.planes(self.index), self.ref["x"], self.tile.axis, count, terms)
+
+    def write(self, name: str, value: Callable[[tpu_sweeps.Index], jax.Array]) -> None:
+        """Writes a block in the second phase."""
+        tpu_sweeps.write(self.planes(self.tile.second(self.index)), self.ref[name], self.tile.axis, value)
+
+    def add_to(self, accumulator, vector: jax.Array) -> None:
         """Adds once a sample, from zero at the first."""
 
         @pl.when(self.index == 0)
         def _():
-            accumulator[...] = row + jnp.where(self.sample == 0, 0.0, accumulator[...])
+            accumulator[...] = vector + jnp.where(self.sample == 0, 0.0, accumulator[...])
 
     def statistic(self, name: str) -> jax.Array:
-        """A saved statistic, (1, channels)."""
-        return tpu_sweeps.to_channels(self.ref[name][...], self.tile.channels)
+        """A saved statistic as a vector."""
+        return tpu_sweeps.to_channels(self.ref[name][...], self.tile.channels, self.tile.axis)

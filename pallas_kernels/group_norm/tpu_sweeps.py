@@ -1,8 +1,9 @@
 """What a TPU kernel does with a block in VMEM: sweeps over its planes, and sums over the channels of a group.
 
-Channels lie along the lanes, so that a sum over space is one number per lane. The groups are a (groups, channels)
-indicator: a select and a sum along the lanes, then along the sublanes, exact in float32 where a product on the matrix
-unit would round, and of a few registers beside the hundreds of a map.
+Channels lie along the lanes of a plane (axis 1) or its sublanes (axis 0); one number per channel is a row (1, channels)
+or a column (channels, 1), here a vector. The groups are an indicator of (groups, channels), or its transpose: a select
+and a sum, exact in float32 where a product on the matrix unit would round, and of a few registers beside the hundreds
+of a map.
 """
 
 import functools
@@ -21,16 +22,17 @@ STRIP, UNROLLED, PLANES = 64, 256, 8
 Index = tuple[jax.Array | int, slice, slice]
 
 
-def lanes(channels: int) -> list[slice]:
-    """Strips of channels."""
-    return [slice(first, min(first + LANES, channels)) for first in range(0, channels, LANES)]
-
-
-def row_strips(rows: int, unit: int) -> list[slice]:
-    """Strips of rows: whole registers of `unit` rows, then the rest."""
+def _strips(ref, axis: int) -> list[list[tuple[slice, slice]]]:
+    """Strips of a plane, (rows, lanes), in a list for each strip of channels."""
+    _, rows, lanes = ref.shape
+    unit = sublanes(ref.dtype)
     full = rows // unit * unit
-    found = [slice(first, min(first + STRIP, full)) for first in range(0, full, STRIP)]
-    return found + ([slice(full, rows)] if full < rows else [])
+    of_rows = [slice(first, min(first + STRIP, full)) for first in range(0, full, STRIP)]
+    of_rows += [slice(full, rows)] if full < rows else []
+    of_lanes = [slice(first, min(first + LANES, lanes)) for first in range(0, lanes, LANES)]
+    if axis == 1:
+        return [[(r, c) for r in of_rows] for c in of_lanes]
+    return [[(r, c) for c in of_lanes] for r in of_rows]
 
 
 def for_each_plane(planes: jax.Array | int, rows: int, body: Callable, carry):
@@ -47,58 +49,52 @@ def for_each_plane(planes: jax.Array | int, rows: int, body: Callable, carry):
     return body([loops * several + j for j in range(rest)], carry) if rest else carry
 
 
-def sums(planes: jax.Array | int, ref, count: int, terms: Callable[[Index], tuple[jax.Array, ...]]) -> list[jax.Array]:
-    """Sums over space of `count` terms of each strip of a block shaped as `ref`, (1, channels) each."""
-    _, rows, channels = ref.shape
-    strips = row_strips(rows, sublanes(ref.dtype))
-    found = [_strip_sums(planes, rows, strips, of, count, terms) for of in lanes(channels)]
-    return [parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True)]
+def sums(
+    planes: jax.Array | int, ref, axis: int, count: int, terms: Callable[[Index], tuple[jax.Array, ...]]
+) -> list[jax.Array]:
+    """Sums over space of `count` terms of each strip of a block shaped as `ref`, a vector each."""
+    found = [_strip_sums(planes, ref.shape[1], strips, axis, count, terms) for strips in _strips(ref, axis)]
+    return [parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis) for parts in zip(*found, strict=True)]
 
 
-def _strip_sums(planes, rows, strips, of, count, terms):
-    width = of.stop - of.start
-    heights = sorted({_height(s) for s in strips})
-    zeros = {h: [jnp.zeros((h, width), F32)] * count for h in heights}
+def _strip_sums(planes, rows, strips, axis, count, terms):
+    sizes = sorted({_accumulator(s, axis) for s in strips})
+    zeros = {size: [jnp.zeros(size, F32)] * count for size in sizes}
 
     def add(indices, carry):
-        for height in heights:
-            found = [
-                [_folded(term, height) for term in terms((p, s, of))]
-                for p in indices
-                for s in strips
-                if _height(s) == height
-            ]
+        for size in sizes:
+            here = [(p, *s) for p in indices for s in strips if _accumulator(s, axis) == size]
+            found = [[_folded(term, size) for term in terms(index)] for index in here]
             grown = [functools.reduce(jnp.add, column) for column in zip(*found, strict=True)]
-            carry = carry | {height: [a + b for a, b in zip(carry[height], grown, strict=True)]}
+            carry = carry | {size: [a + b for a, b in zip(carry[size], grown, strict=True)]}
         return carry
 
     totals = for_each_plane(planes, rows, add, zeros)
-    reduced = [[jnp.sum(t, axis=0, keepdims=True) for t in totals[h]] for h in heights]
+    reduced = [[jnp.sum(t, axis=1 - axis, keepdims=True) for t in totals[size]] for size in sizes]
     return [functools.reduce(jnp.add, column) for column in zip(*reduced, strict=True)]
 
 
-def _height(rows: slice) -> int:
-    count = rows.stop - rows.start
-    return 8 if count % 8 == 0 else count
+def _accumulator(strip: tuple[slice, slice], axis: int) -> tuple[int, int]:
+    """The shape in which strips are summed: whole rows of registers lie on each other where channels are lanes."""
+    rows, lanes = (s.stop - s.start for s in strip)
+    return (8 if axis == 1 and rows % 8 == 0 else rows, lanes)
 
 
-def _folded(term: jax.Array, height: int) -> jax.Array:
-    return term if term.shape[0] == height else jnp.sum(term.reshape(-1, height, term.shape[1]), axis=0)
+def _folded(term: jax.Array, size: tuple[int, int]) -> jax.Array:
+    return term if term.shape == size else jnp.sum(term.reshape(-1, *size), axis=0)
 
 
-def write(planes: jax.Array | int, ref, value: Callable[[Index], jax.Array]) -> None:
+def write(planes: jax.Array | int, ref, axis: int, value: Callable[[Index], jax.Array]) -> None:
     """Writes `value` to each strip of a block."""
-    _, rows, channels = ref.shape
-    strips = row_strips(rows, sublanes(ref.dtype))
-    for of in lanes(channels):
+    for strips in _strips(ref, axis):
 
-        def body(indices, carry, of=of):
+        def body(indices, carry, strips=strips):
             for p in indices:
-                for s in strips:
-                    ref[p, s, of] = value((p, s, of)).astype(ref.dtype)
+                for strip in strips:
+                    ref[p, *strip] = value((p, *strip)).astype(ref.dtype)
             return carry
 
-        for_each_plane(planes, rows, body, None)
+        for_each_plane(planes, ref.shape[1], body, None)
 
 
 def copy(planes: jax.Array | int, source, target, first: jax.Array) -> None:
@@ -117,12 +113,21 @@ def wide(ref, index: Index) -> jax.Array:
     return ref[index].astype(F32)
 
 
-def _members(groups: int, channels: int) -> jax.Array:
-    """Which channels belong to which group."""
-    size = channels // groups
-    first = jax.lax.broadcasted_iota(jnp.int32, (groups, channels), 0) * size
-    channel = jax.lax.broadcasted_iota(jnp.int32, (groups, channels), 1)
-    return (channel >= first) & (channel < first + size)
+def part(vector: jax.Array, index: Index, axis: int) -> jax.Array:
+    """The channels of a strip."""
+    return vector[:, index[2]] if axis == 1 else vector[index[1]]
+
+
+def _channel_and_first(groups: int, channels: int, axis: int) -> tuple[jax.Array, jax.Array]:
+    """The channel, and the first channel of the group, of every element of an indicator."""
+    shape = (groups, channels) if axis == 1 else (channels, groups)
+    iota = functools.partial(jax.lax.broadcasted_iota, jnp.int32, shape)
+    return iota(axis), iota(1 - axis) * (channels // groups)
+
+
+def _members(groups: int, channels: int, axis: int) -> jax.Array:
+    channel, first = _channel_and_first(groups, channels, axis)
+    return (channel >= first) & (channel < first + channels // groups)
 
 
 def _diagonal(n: int) -> jax.Array:
@@ -133,31 +138,31 @@ def _select_sum(mask: jax.Array, values: jax.Array, axis: int) -> jax.Array:
     return jnp.sum(jnp.where(mask, values, 0.0), axis=axis, keepdims=True)
 
 
-def group_sums(row: jax.Array, groups: int) -> jax.Array:
-    """(1, channels) to the sum over the channels of the group, still (1, channels)."""
-    channels = row.shape[1]
+def group_sums(vector: jax.Array, groups: int, axis: int) -> jax.Array:
+    """The sum over the channels of its group, for every channel."""
+    channels = vector.shape[axis]
     if groups == channels:
-        return row
+        return vector
     if groups == 1:
-        return jnp.broadcast_to(jnp.sum(row, axis=1, keepdims=True), row.shape)
-    members = _members(groups, channels)
-    return _select_sum(members, _select_sum(members, row, 1), 0)
+        return jnp.broadcast_to(jnp.sum(vector, axis=axis, keepdims=True), vector.shape)
+    members = _members(groups, channels, axis)
+    return _select_sum(members, _select_sum(members, vector, axis), 1 - axis)
 
 
-def to_groups(row: jax.Array, groups: int) -> jax.Array:
-    """(1, channels), equal within a group, to (1, groups)."""
-    channels = row.shape[1]
-    if groups == channels:
-        return row
-    size = channels // groups
-    first = jax.lax.broadcasted_iota(jnp.int32, (groups, channels), 0) * size
-    picked = jax.lax.broadcasted_iota(jnp.int32, (groups, channels), 1) == first
-    return _select_sum(_diagonal(groups), _select_sum(picked, row, 1), 0)
+def to_groups(vector: jax.Array, groups: int, axis: int) -> jax.Array:
+    """A vector that is equal within a group as (1, groups)."""
+    channels = vector.shape[axis]
+    if axis == 1 and groups == channels:
+        return vector
+    channel, first = _channel_and_first(groups, channels, axis)
+    found = _select_sum(channel == first, vector, axis)
+    return found if axis == 0 else _select_sum(_diagonal(groups), found, 0)
 
 
-def to_channels(row: jax.Array, channels: int) -> jax.Array:
-    """(1, groups) to (1, channels)."""
+def to_channels(row: jax.Array, channels: int, axis: int) -> jax.Array:
+    """(1, groups) as a vector."""
     groups = row.shape[1]
-    if groups == channels:
+    if axis == 1 and groups == channels:
         return row
-    return _select_sum(_members(groups, channels), _select_sum(_diagonal(groups), row, 1), 0)
+    column = row if axis == 0 else _select_sum(_diagonal(groups), row, 1)
+    return _select_sum(_members(groups, channels, axis), column, 1 - axis)

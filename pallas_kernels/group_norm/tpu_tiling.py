@@ -27,10 +27,11 @@ BLOCK = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Maps:
-    """An array (batch, planes, rows, channels) and how it is cut.
+    """An array (batch, planes, rows, channels), or (batch, planes, channels, columns), and how it is cut.
 
     Attributes:
       shape: Of the array.
+      axis: The axis of a plane that holds channels: 1 along the lanes, 0 along the sublanes.
       groups: Of its channels.
       channels: Of a tile, whole groups; all of them or whole registers of lanes.
       block: Planes per block.
@@ -40,6 +41,7 @@ class Maps:
     """
 
     shape: tuple[int, int, int, int]
+    axis: int
     groups: int
     channels: int
     block: int
@@ -54,17 +56,17 @@ class Maps:
     @property
     def tiles(self) -> int:
         """Tiles of channels."""
-        return self.shape[3] // self.channels
+        return self.shape[2 + self.axis] // self.channels
 
     @property
-    def group(self) -> int:
-        """Channels of a group."""
-        return self.shape[3] // self.groups
+    def per_plane(self) -> int:
+        """Elements of a group in a plane."""
+        return self.shape[2] * self.shape[3] // self.groups
 
     @property
     def elements(self) -> int:
-        """Of a group of a sample."""
-        return self.shape[1] * self.shape[2] * self.group
+        """Elements of a group of a sample."""
+        return self.shape[1] * self.per_plane
 
     @property
     def grid(self) -> tuple[int, int, int, int]:
@@ -93,13 +95,28 @@ class Maps:
         return self._spec(lambda phase, index: self.second(phase * index))
 
     def _spec(self, index) -> pl.BlockSpec:
-        shape = (None, self.block, self.shape[2], self.channels)
+        shape = (None, self.block, *self.kept_shape[1:])
         return pl.BlockSpec(shape, lambda t, b, phase, k: (b, index(phase, k), 0, t))
+
+    def tensor(self, x: jax.Array) -> jax.Array:
+        """An array of x's shape as the kernel sees it."""
+        if self.axis == 1:
+            return x.reshape(self.shape)
+        batch, planes, channels, columns = self.shape
+        return jnp.swapaxes(x.reshape(batch, planes, columns, channels), 2, 3)
+
+    def like(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """What the kernel wrote, in x's shape."""
+        return (y if self.axis == 1 else jnp.swapaxes(y, 2, 3)).reshape(x.shape)
+
+    def vector(self, channels: int) -> tuple[int, int]:
+        """The shape of one number per channel, which broadcasts to a plane."""
+        return (1, channels) if self.axis == 1 else (channels, 1)
 
     @property
     def parameter_spec(self) -> pl.BlockSpec:
-        """A tile of a parameter (1, channels)."""
-        return pl.BlockSpec((1, self.channels), lambda t, b, phase, k: (0, t))
+        """A tile of a parameter."""
+        return pl.BlockSpec(self.vector(self.channels), lambda t, b, phase, k: (0, t))
 
     @property
     def statistic_shape(self) -> tuple[int, int, int, int]:
@@ -114,36 +131,42 @@ class Maps:
     @property
     def kept_shape(self) -> tuple[int, int, int]:
         """A tile of a sample, in whole blocks."""
-        return self.blocks * self.block, self.shape[2], self.channels
+        rows, lanes = (self.shape[2], self.channels) if self.axis == 1 else (self.channels, self.shape[3])
+        return self.blocks * self.block, rows, lanes
 
 
-def planes(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> tuple[int, int, int, int]:
-    """(batch, planes, rows, channels) of an array: a reshape that moves nothing, since tiles of 8 rows stay whole."""
+def planes(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> tuple[tuple[int, int, int, int], int]:
+    """The shape of an array in planes, and the axis of a plane that holds channels: a view that moves nothing.
+
+    XLA lays an array of few channels out with the width along the lanes, where that pads less. Elsewhere tiles of 8
+    rows stay whole.
+    """
     batch, *space, channels = shape
-    width = space[-1] if space else 1
-    size = math.prod(space)
+    width, size = (space[-1], math.prod(space)) if space else (1, 1)
+    if _padded(channels, width, dtype) < _padded(width, channels, dtype):
+        return (batch, size // width, channels, width), 0
     if width % 8 == 0:
         rows = next(r for r in (ROWS, ROWS // 2, ROWS // 4, 8) if size % r == 0)
         if rows >= sublanes(dtype):
-            return batch, size // rows, rows, channels
-    return batch, size // width, width, channels
+            return (batch, size // rows, rows, channels), 1
+    return (batch, size // width, width, channels), 1
 
 
 def maps(shape: tuple[int, ...], groups: int, reads: tuple, writes: tuple) -> Maps:
     """The cut for tensors of these dtypes, of the shape of x."""
-    whole = planes(shape, max(reads + writes, key=sublanes))
-    _, count, rows, channels = whole
-    tiles = _tiles(channels, channels // groups)
+    whole, axis = planes(shape, max(reads + writes, key=sublanes))
+    count, channels = whole[1], shape[-1]
+    tiles = _tiles(channels, channels // groups) if axis == 1 else [channels]
 
     def bytes_of(dtypes, planes, tile):
-        lanes = pl.cdiv(tile, LANES) * LANES
-        return sum(planes * _padded(rows, d) * lanes * jnp.dtype(d).itemsize for d in dtypes)
+        plane = (whole[2], tile) if axis == 1 else whole[2:]
+        return sum(planes * _padded(*plane, d) * jnp.dtype(d).itemsize for d in dtypes)
 
     def cut(tile, block, mode):
         kept = bytes_of(reads, pl.cdiv(count, block) * block, tile) if mode == "kept" else 0
         needed = 2 * bytes_of(reads + writes, block, tile) + kept
         limit = None if needed <= BUDGET + 2**20 else needed + 4 * 2**20
-        return needed, Maps(whole, groups, tile, block, mode, limit)
+        return needed, Maps(whole, axis, groups, tile, block, mode, limit)
 
     def of_bytes(tile, size):
         largest = max(bytes_of((d,), 1, tile) for d in reads)
@@ -156,9 +179,9 @@ def maps(shape: tuple[int, ...], groups: int, reads: tuple, writes: tuple) -> Ma
     found = next((tiling for most, (needed, tiling) in candidates if needed <= most), None)
     if found is None:
         raise NotImplementedError(
-            f"implementation='mosaic_tpu' takes rows of a map whole: {rows} x {channels} of {jnp.dtype(reads[0]).name} "
-            f"need more than the {LIMIT / 2**20:.0f} MiB of VMEM that are used; use implementation='xla', or a width "
-            "that is a multiple of 8, which can be cut."
+            f"implementation='mosaic_tpu' takes rows of a map whole: {whole[2]} x {whole[3]} of "
+            f"{jnp.dtype(reads[0]).name} need more than the {LIMIT / 2**20:.0f} MiB of VMEM that are used; use "
+            "implementation='xla', or more channels with a width that is a multiple of 8, which can be cut."
         )
     return found
 
@@ -170,8 +193,8 @@ def _tiles(channels: int, group: int) -> list[int]:
     return divisors if divisors[:1] == [channels] else [channels, *divisors]
 
 
-def _padded(rows: int, dtype: jax.typing.DTypeLike) -> int:
-    return pl.cdiv(rows, sublanes(dtype)) * sublanes(dtype)
+def _padded(rows: int, lanes: int, dtype: jax.typing.DTypeLike) -> int:
+    return pl.cdiv(rows, sublanes(dtype)) * sublanes(dtype) * pl.cdiv(lanes, LANES) * LANES
 
 
 def _divisor(count: int, most: int) -> int:

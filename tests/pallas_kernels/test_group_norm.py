@@ -136,10 +136,11 @@ def test_cuts_of_maps():
     assert cut(32, 32, 32, 512).mode == "whole"
     assert (cut(32, 64, 64, 512).channels, cut(32, 64, 64, 512).mode) == (256, "whole")
     assert cut(16, 64, 64, 320).mode == "kept"
-    assert (cut(1, 1024, 1024, 64).mode, cut(1, 1024, 1024, 64).blocks) == ("twice", 32)
+    assert (cut(1, 1024, 1024, 64).mode, cut(1, 1024, 1024, 64).blocks) == ("twice", 16)
     assert cut(2, 7, 9, 24, groups=3).shape == (2, 7, 9, 24)
     assert cut(2, 28, 28, 512).shape == (2, 28, 28, 512)
     assert cut(2, 56, 56, 512).shape == (2, 49, 64, 512)
+    assert (cut(8, 256, 256, 64).shape, cut(8, 256, 256, 64).axis) == ((8, 256, 64, 256), 0)
     with pytest.raises(
         NotImplementedError, match=r"takes rows of a map whole: 100001 x 512 of bfloat16 need more than"
     ):
