@@ -7,6 +7,7 @@ of a map.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -16,8 +17,10 @@ from pallas_kernels._strips import LANES
 from pallas_kernels._tpu_blocks import sublanes
 
 F32 = jnp.float32
-# Rows of a strip; rows and planes per step of a loop, whose sums are added before they meet the accumulator.
-STRIP, UNROLLED, PLANES = 64, 256, 8
+# Rows of a strip, by the axis of channels: vectors along the sublanes fill as many registers as the strip. Elements and
+# planes per step of a loop, whose sums are added before they meet the accumulator.
+STRIPS = (32, 64)
+UNROLLED, PLANES = 256 * LANES, 8
 # A strip of rows of a plane and of channels: `(plane, rows, channels)`.
 Index = tuple[jax.Array | int, slice, slice]
 
@@ -27,7 +30,7 @@ def _strips(ref, axis: int) -> list[list[tuple[slice, slice]]]:
     _, rows, lanes = ref.shape
     unit = sublanes(ref.dtype)
     full = rows // unit * unit
-    of_rows = [slice(first, min(first + STRIP, full)) for first in range(0, full, STRIP)]
+    of_rows = [slice(first, min(first + STRIPS[axis], full)) for first in range(0, full, STRIPS[axis])]
     of_rows += [slice(full, rows)] if full < rows else []
     of_lanes = [slice(first, min(first + LANES, lanes)) for first in range(0, lanes, LANES)]
     if axis == 1:
@@ -35,11 +38,22 @@ def _strips(ref, axis: int) -> list[list[tuple[slice, slice]]]:
     return [[(r, c) for c in of_lanes] for r in of_rows]
 
 
-def for_each_plane(planes: jax.Array | int, rows: int, body: Callable, carry):
-    """`carry = body(indices, carry)` over several planes at a time; their number may be known on the device only."""
+def _elements(strips: list[tuple[slice, slice]]) -> int:
+    return sum((rows.stop - rows.start) * (lanes.stop - lanes.start) for rows, lanes in strips)
+
+
+def for_each_plane(planes: jax.Array | int, elements: int, body: Callable, carry):
+    """`carry = body(indices, carry)` over several planes at a time; their number may be known on the device only.
+
+    Args:
+      planes: Their number.
+      elements: Of each that the body touches.
+      body: Of one step.
+      carry: Before the first.
+    """
     if not isinstance(planes, int):
         return jax.lax.fori_loop(0, planes, lambda p, carry: body([p], carry), carry)
-    several = max(1, min(planes, PLANES, UNROLLED // rows))
+    several = max(1, min(planes, PLANES, UNROLLED // elements))
     loops, rest = divmod(planes, several)
     if loops > 1:
         step = lambda i, carry: body([i * several + j for j in range(several)], carry)  # noqa: E731
@@ -53,11 +67,11 @@ def sums(
     planes: jax.Array | int, ref, axis: int, count: int, terms: Callable[[Index], tuple[jax.Array, ...]]
 ) -> list[jax.Array]:
     """Sums over space of `count` terms of each strip of a block shaped as `ref`, a vector each."""
-    found = [_strip_sums(planes, ref.shape[1], strips, axis, count, terms) for strips in _strips(ref, axis)]
+    found = [_strip_sums(planes, strips, axis, count, terms) for strips in _strips(ref, axis)]
     return [parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis) for parts in zip(*found, strict=True)]
 
 
-def _strip_sums(planes, rows, strips, axis, count, terms):
+def _strip_sums(planes, strips, axis, count, terms):
     sizes = sorted({_accumulator(s, axis) for s in strips})
     zeros = {size: [jnp.zeros(size, F32)] * count for size in sizes}
 
@@ -69,7 +83,7 @@ def _strip_sums(planes, rows, strips, axis, count, terms):
             carry = carry | {size: [a + b for a, b in zip(carry[size], grown, strict=True)]}
         return carry
 
-    totals = for_each_plane(planes, rows, add, zeros)
+    totals = for_each_plane(planes, _elements(strips), add, zeros)
     reduced = [[jnp.sum(t, axis=1 - axis, keepdims=True) for t in totals[size]] for size in sizes]
     return [functools.reduce(jnp.add, column) for column in zip(*reduced, strict=True)]
 
@@ -94,7 +108,7 @@ def write(planes: jax.Array | int, ref, axis: int, value: Callable[[Index], jax.
                     ref[p, *strip] = value((p, *strip)).astype(ref.dtype)
             return carry
 
-        for_each_plane(planes, ref.shape[1], body, None)
+        for_each_plane(planes, _elements(strips), body, None)
 
 
 def copy(planes: jax.Array | int, source, target, first: jax.Array) -> None:
@@ -105,7 +119,7 @@ def copy(planes: jax.Array | int, source, target, first: jax.Array) -> None:
             target[first + p] = source[p]
         return carry
 
-    for_each_plane(planes, source.shape[1], body, None)
+    for_each_plane(planes, math.prod(source.shape[1:]), body, None)
 
 
 def wide(ref, index: Index) -> jax.Array:
