@@ -8,7 +8,8 @@ from jax.sharding import Mesh, PartitionSpec
 from pallas_kernels._dispatch import Implementation
 from pallas_kernels.group_norm.vjp import group_norm as _group_norm
 
-# Not timed on a GPU yet: the kernels read once less each way, at the price of one more kernel to launch.
+# By the bytes of the compiled programs the kernels win on an H100, 1.3 times forward and 1.6 times backward, but they
+# have not been timed on one.
 GPU_DEFAULT = ("xla", "xla")
 
 

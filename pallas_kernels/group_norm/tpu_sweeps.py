@@ -39,7 +39,8 @@ def _strips(ref, axis: int) -> list[list[tuple[slice, slice]]]:
 
 
 def _elements(strips: list[tuple[slice, slice]]) -> int:
-    return sum((rows.stop - rows.start) * (lanes.stop - lanes.start) for rows, lanes in strips)
+    """As many as the registers hold that the strips take."""
+    return LANES * sum(rows.stop - rows.start for rows, _ in strips)
 
 
 def for_each_plane(planes: jax.Array | int, elements: int, body: Callable, carry):
