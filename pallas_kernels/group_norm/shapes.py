@@ -24,7 +24,8 @@ SHAPES = {
     "2x7x9x24_g3_f32": Shape((2, 7, 9, 24), "float32", 3),
 }
 
-# For the interpreter: every edge of planes, blocks, strips, tiles and groups, and of the array itself.
+# For the interpreter: every edge of planes, strips, tiles and groups, and of the array itself. Every second one is an
+# edge of the TPU kernels.
 SMALL = {
     "one_number": Shape((1, 1), "float32", 1),
     "no_space": Shape((3, 10), "float32", 2),
@@ -35,22 +36,23 @@ SMALL = {
     "instances": Shape((2, 8, 8, 5), "float32", 5),
     "wide_instances": Shape((1, 3, 3, 200), "bfloat16", 200),
     "sequence": Shape((2, 17, 20), "float32", 4),
-    "sequence_of_whole_registers": Shape((2, 64, 16), "bfloat16", 4),
-    "sequence_above_a_strip": Shape((1, 75, 8), "float32", 2),
-    "odd": Shape((2, 7, 9, 24), "float32", 3),
-    "odd_bf16": Shape((2, 7, 9, 24), "bfloat16", 3),
-    "odd_groups": Shape((1, 3, 5, 21), "float32", 7),
-    "volume": Shape((2, 3, 4, 5, 6), "float32", 2),
-    "many_dimensions": Shape((2, 2, 1, 3, 2, 4), "float32", 2),
-    "width_of_a_register": Shape((1, 3, 8, 12), "float32", 3),
-    "narrow_register_bf16": Shape((1, 3, 8, 12), "bfloat16", 3),
+    "few_channels": Shape((2, 3, 130, 5), "float32", 5),
     "bf16_register": Shape((2, 2, 16, 32), "bfloat16", 8),
-    "rows_above_bf16_register": Shape((1, 3, 18, 16), "bfloat16", 4),
+    "sequence_above_a_strip": Shape((1, 75, 8), "float32", 2),
     "a_register_of_channels": Shape((1, 4, 4, 128), "float32", 32),
-    "above_a_register_of_channels": Shape((2, 2, 8, 129), "float32", 3),
-    "strips_of_channels": Shape((1, 2, 8, 320), "bfloat16", 32),
-    "tiles_of_channels": Shape((2, 2, 8, 384), "float32", 6),
-    "many_planes": Shape((1, 37, 3, 4), "float32", 2),
-    "many_rows": Shape((1, 50, 48, 4), "bfloat16", 2),
+    "odd": Shape((2, 7, 9, 24), "float32", 3),
     "large_batch": Shape((9, 3, 3, 8), "bfloat16", 2),
+    "odd_groups": Shape((1, 3, 5, 21), "float32", 7),
+    "many_planes": Shape((1, 37, 3, 4), "float32", 2),
+    "many_dimensions": Shape((2, 2, 1, 3, 2, 4), "float32", 2),
+    "volume": Shape((2, 3, 4, 5, 6), "float32", 2),
+    "strips_of_channels": Shape((1, 2, 8, 320), "bfloat16", 32),
+    "odd_bf16": Shape((2, 7, 9, 24), "bfloat16", 3),
+    "rows_above_bf16_register": Shape((1, 3, 18, 16), "bfloat16", 4),
+    "narrow_register_bf16": Shape((1, 3, 8, 12), "bfloat16", 3),
+    "above_a_register_of_channels": Shape((2, 2, 8, 129), "float32", 3),
+    "sequence_of_whole_registers": Shape((2, 64, 16), "bfloat16", 4),
+    "tiles_of_channels": Shape((2, 2, 8, 384), "float32", 6),
+    "width_of_a_register": Shape((1, 3, 8, 12), "float32", 3),
+    "many_rows": Shape((1, 18, 48, 4), "bfloat16", 2),
 }

@@ -108,6 +108,7 @@ LARGE = [
     pytest.param(shapes.Shape((2, 7, 5, 20), "float32", 4), "twice", 3, 20, id="twice-partial"),
     pytest.param(shapes.Shape((2, 6, 8, 256), "float32", 64), "twice", 1, 128, id="twice-tiles"),
     pytest.param(shapes.Shape((2, 5, 16, 130), "bfloat16", 10), "kept", 2, 130, id="kept-partial-bf16"),
+    pytest.param(shapes.Shape((2, 3, 129, 6), "float32", 3), "twice", 2, 6, id="twice-partial-sublanes"),
 ]
 
 
