@@ -37,13 +37,15 @@ def group_norm(
     `jax.checkpoint` and donated buffers work; forward-mode derivatives only where XLA runs.
 
     Args:
-      x: Real floating array (batch, *space, channels); float32, bfloat16 or float16 for a kernel. A TPU kernel takes a
-        width that is no multiple of 8 as it is; any other space is flattened, which moves nothing.
+      x: Real floating array (batch, *space, channels); float32, bfloat16 or float16 for a kernel. A TPU kernel sees it
+        as XLA lays it out by default: channels along the lanes, or the width where that pads less. What has another
+        layout, as a map whose width is no multiple of 8 may have, is copied before and after.
       scale: $w$, of shape (channels,), any real floating dtype; `None` multiplies nothing.
       bias: $b$, as `scale`.
       num_groups: Groups of neighbouring channels; divides their number.
       epsilon: Added to the variance.
-      implementation: "xla", "mosaic_tpu" or "triton" run that, forward and backward, or fail. `None` takes XLA.
+      implementation: "xla", "mosaic_tpu" or "triton" run that, forward and backward, or fail. `None` takes XLA, which
+        fuses a norm between convolutions into them; a kernel moves fewer bytes where the norm stands alone.
       mesh: The mesh, in Auto mode, where a traced `x` does not know its sharding. In Explicit mode it does.
       spec: How `x` is split over `mesh`. Batch split: no collective forward, one all-reduce for the parameters'
         gradients. Channels split by whole groups: no collective. Space split: `None` runs XLA in a shard_map with one
