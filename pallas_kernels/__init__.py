@@ -2,6 +2,8 @@
 
 from pallas_kernels.add_norm import add_layer_norm as add_layer_norm
 from pallas_kernels.add_norm import add_rms_norm as add_rms_norm
+from pallas_kernels.group_norm import group_norm as group_norm
+from pallas_kernels.group_norm import instance_norm as instance_norm
 from pallas_kernels.hlo import count_collectives as count_collectives
 from pallas_kernels.hlo import custom_call_targets as custom_call_targets
 from pallas_kernels.peri_norm import norm_add as norm_add

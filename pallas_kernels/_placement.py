@@ -7,8 +7,8 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 # tensor: shaped and sharded as x. feature: one number per feature, replicated over the rows; its gradient is a sum over
-# rows. row: a (before, 1, after) statistic.
-Role = Literal["tensor", "feature", "row"]
+# rows. row: a (before, 1, after) statistic. group: a (batch, groups, ...) statistic of groups of whole features.
+Role = Literal["tensor", "feature", "row", "group"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Placement:
             return self.spec
         if role == "feature":
             return PartitionSpec(*tuple(self.spec)[first:last])
+        if role == "group":
+            return PartitionSpec(next(iter(self.spec)), self.features or None)
         return PartitionSpec(self.names(slice(None, first)) or None, None, self.names(slice(last, None)) or None)
 
 

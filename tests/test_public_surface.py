@@ -30,6 +30,7 @@ ROOMS = [
     "pallas_kernels.add_norm",
     "pallas_kernels.peri_norm",
     "pallas_kernels.projection",
+    "pallas_kernels.group_norm",
     "pallas_kernels.row_norm",
 ]
 # Floors from the ground up: a module may import from its own floor or from below.

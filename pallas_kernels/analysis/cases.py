@@ -49,7 +49,7 @@ def case(kernel: str, direction: Direction, shape: str, implementation: str | No
     """The forward or the backward pass of a kernel alone, on a named shape."""
     function, named = _kernel(kernel), _shape(kernel, shape)
     args = arguments(kernel, named)
-    call = functools.partial(_call, function, tuple(args), implementation, named.axis)
+    call = functools.partial(_call, function, tuple(args), implementation, _options(function, named))
     return program(call, args, direction, saves=implementation != "xla")
 
 
@@ -94,8 +94,14 @@ def _pullback(call: Callable, places: tuple[int, ...], varied: tuple, *fixed):
     return jax.vjp(of, *varied)[1]
 
 
-def _call(function: Callable, names: tuple[str, ...], implementation: str | None, axis, *arrays):
-    return function(**dict(zip(names, arrays, strict=True)), implementation=implementation, axis=axis)
+def _options(function: Callable, named) -> dict:
+    """What a named shape says beside the arrays' own shapes, as far as the call takes it."""
+    taken = inspect.signature(function).parameters
+    return {name: getattr(named, name) for name in ("axis", "num_groups") if name in taken}
+
+
+def _call(function: Callable, names: tuple[str, ...], implementation: str | None, options: dict, *arrays):
+    return function(**dict(zip(names, arrays, strict=True)), implementation=implementation, **options)
 
 
 def arguments(kernel: str, named) -> dict[str, jax.ShapeDtypeStruct]:
