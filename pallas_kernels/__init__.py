@@ -2,6 +2,7 @@
 
 from pallas_kernels.add_norm import add_layer_norm as add_layer_norm
 from pallas_kernels.add_norm import add_rms_norm as add_rms_norm
+from pallas_kernels.gated_norm import gated_rms_norm as gated_rms_norm
 from pallas_kernels.hlo import count_collectives as count_collectives
 from pallas_kernels.hlo import custom_call_targets as custom_call_targets
 from pallas_kernels.row_norm import crms_norm as crms_norm

@@ -25,6 +25,7 @@ ROOMS = [
     "pallas_kernels",
     "pallas_kernels.analysis",
     "pallas_kernels.add_norm",
+    "pallas_kernels.gated_norm",
     "pallas_kernels.row_norm",
 ]
 # Floors from the ground up: a module may import from its own floor or from below.

@@ -82,7 +82,7 @@ def _measured(chip: str, case: cases.Case) -> dict[str, Any]:
 
 def _stack_rows(chip: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows, measured = [], {}
-    for kernel, direction in itertools.product(options.kernel, options.direction):
+    for kernel, direction in itertools.product(filter(stack.fits, options.kernel), options.direction):
         for implementation in (*_implementations(chip, options), None):
             size = (options.tokens, options.width, options.hidden)
             row = {"chip": chip, "kernel": kernel, "direction": direction, "shape": "x".join(map(str, size))}

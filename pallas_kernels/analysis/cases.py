@@ -14,7 +14,7 @@ from pallas_kernels.analysis.core import bytes_of
 
 Direction = Literal["forward", "backward"]
 # Array arguments of the public calls by their part: like x, or one number per feature.
-TENSORS = ("x", "residual")
+TENSORS = ("x", "residual", "gate")
 PARAMETERS = ("scale", "bias")
 
 

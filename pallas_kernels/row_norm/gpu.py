@@ -16,7 +16,7 @@ from jax.experimental.pallas import triton as plt
 from pallas_kernels import _gpu_tiling
 from pallas_kernels._axes import before_axis_after
 from pallas_kernels._gpu_tiling import F32, Tile, Tiling
-from pallas_kernels.row_norm import formula
+from pallas_kernels.row_norm import formula, gate
 from pallas_kernels.row_norm.formula import RowNorm
 
 # Two programs for each of the 132 multiprocessors of an H100 or H200, or one where there are two parameters' sums: 4 %
@@ -32,7 +32,7 @@ def _forward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tiling: Ti
         x = tile.load(ref["x"], feature)
         if "sum" in ref:
             x = x.astype(ref["sum"].dtype) + tile.load(ref["residual"], feature)
-        return x.astype(F32)
+        return gate.before(settings.gate, x.astype(F32), _gate(ref, tile, feature))
 
     load = _gpu_tiling.once(load, tiling)
     sums = lambda terms: tile.sums(lambda feature: terms(load(feature)))  # noqa: E731
@@ -43,10 +43,15 @@ def _forward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tiling: Ti
             tile.store(ref["sum"], feature, x)
         weight = formula.weight(_gpu_tiling.parameter(ref.get("scale"), feature, tiling), settings.scale_offset)
         bias = _gpu_tiling.parameter(ref.get("bias"), feature, tiling)
-        tile.store(ref["y"], feature, formula.output(formula.centred(kind, x, shift), rstd, weight, bias))
+        y = formula.output(formula.centred(kind, x, shift), rstd, weight, bias)
+        tile.store(ref["y"], feature, gate.after(settings.gate, y, _gate(ref, tile, feature)))
     for name, value in (("shift", shift), ("rstd", rstd)):
         if name in ref:
             tile.store_statistic(ref[name], value)
+
+
+def _gate(ref: dict[str, Any], tile: Tile, feature: int) -> jax.Array | None:
+    return tile.load(ref["gate"], feature).astype(F32) if "gate" in ref else None
 
 
 def _call(kernel, name: str, settings: RowNorm, tiling: Tiling, programs: int, inputs: dict, outputs: dict) -> dict:
@@ -63,7 +68,7 @@ def _call(kernel, name: str, settings: RowNorm, tiling: Tiling, programs: int, i
         out_specs=specs(outputs),
         compiler_params=plt.CompilerParams(num_warps=tiling.warps, num_stages=1),
         interpret=bool(settings.interpret),
-        name=f"{settings.kind}_norm_{name}",
+        name=f"{settings.name}_{name}",
     )(*inputs.values())
     return dict(zip(outputs, results, strict=True))
 
@@ -71,9 +76,9 @@ def _call(kernel, name: str, settings: RowNorm, tiling: Tiling, programs: int, i
 def forward(settings: RowNorm, inputs: tuple, save: bool) -> tuple[tuple, tuple]:
     """As `reference.forward`."""
     *tensors, scale, bias = inputs
-    whole = tensors[-1]
+    whole = tensors[-1] if settings.residual else tensors[0]
     tiles = _gpu_tiling.tiling(before_axis_after(whole.shape, settings.axes))
-    operands = dict(zip(("x", "residual"), map(tiles.tensor, tensors), strict=False))
+    operands = dict(zip(settings.tensors, map(tiles.tensor, tensors), strict=True))
     operands |= {n: p.reshape(-1) for n, p in (("scale", scale), ("bias", bias)) if p is not None}
     like = lambda array: jax.ShapeDtypeStruct(tiles.tensor(array).shape, array.dtype)  # noqa: E731
     results = {"sum": like(whole)} if settings.residual else {}
@@ -87,7 +92,8 @@ def forward(settings: RowNorm, inputs: tuple, save: bool) -> tuple[tuple, tuple]
         return outputs, ()
     before, _, after = tiles.shape
     shift, rstd = (found[n].reshape(before, 1, after) if n in found else None for n in ("shift", "rstd"))
-    return outputs, (outputs[0] if settings.residual else whole, shift, rstd)
+    kept = tensors if settings.gate else outputs[:1] if settings.residual else (whole,)
+    return outputs, (*kept, shift, rstd)
 
 
 def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tiling: Tiling, programs: int) -> None:
@@ -99,28 +105,37 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tiling: T
         # Columns are many and rows of a tile are few: only the former are summed at once.
         return term if tiling.axis == 1 else jnp.sum(term, axis=1, keepdims=True)
 
+    def weight_of(feature):
+        return formula.weight(_gpu_tiling.parameter(ref.get("scale"), feature, tiling), settings.scale_offset)
+
     def one(index, accumulators):
         tile = Tile(tiling, index)
         rstd = tile.load_statistic(ref["rstd"])
         shift = tile.load_statistic(ref["shift"]) if "shift" in ref else None
 
         def load(feature):
-            x, dy = tile.load(ref["x"], feature).astype(F32), tile.load(ref["dy"], feature).astype(F32)
-            weight = formula.weight(_gpu_tiling.parameter(ref.get("scale"), feature, tiling), settings.scale_offset)
-            return x, dy if weight is None else dy * weight, dy
+            raw, dy = tile.load(ref["x"], feature).astype(F32), tile.load(ref["dy"], feature).astype(F32)
+            z, weight = _gate(ref, tile, feature), weight_of(feature)
+            x, d = gate.before(settings.gate, raw, z), gate.after(settings.gate, dy, z)
+            return x, d if weight is None else d * weight, d, raw, dy, z
 
         load = _gpu_tiling.once(load, tiling)
         sums = lambda terms: tile.sums(lambda feature: terms(*load(feature)[:2]))  # noqa: E731
         mean, slope = formula.projections(kind, tiling.shape[1], shift, rstd, sums)
         grown = []
         for feature, accumulator in zip(tiling.chunks, accumulators, strict=True):
-            x, g, dy = load(feature)
+            x, g, d, raw, dy, z = load(feature)
             dx = formula.input_gradient(kind, x, g, shift, rstd, mean, slope)
+            u = formula.centred(kind, x, shift)
+            if settings.gate is not None:
+                y = formula.output(u, rstd, weight_of(feature), None)
+                dx, dgate = gate.gradients(settings.gate, raw, z, y, dy, dx)
+                tile.store(ref["dgate"], feature, dgate)
             if "dsum" in ref:
                 dx = dx + tile.load(ref["dsum"], feature).astype(F32)
             tile.store(ref["dx"], feature, dx)
-            # dy is zero where nothing exists, and so are both terms.
-            terms = {"dscale": dy * (formula.centred(kind, x, shift) * rstd), "dbias": dy}
+            # d is zero where nothing exists, and so are both terms.
+            terms = {"dscale": d * (u * rstd), "dbias": d}
             grown.append({n: accumulator[n] + over_rows(terms[n]) for n in wanted})
         return tuple(grown)
 
@@ -140,22 +155,24 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tiling: T
 
 def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tuple) -> tuple:
     """As `reference.backward`."""
-    (whole, shift, rstd), (scale, bias) = saved, parameters
+    (*tensors, shift, rstd), (scale, bias) = saved, parameters
+    varied, whole = dict(zip(("x", "gate"), tensors, strict=False)), tensors[0]
     wanted = [n for n, p in (("dscale", scale), ("dbias", bias)) if p is not None]
     tiles = _gpu_tiling.tiling(before_axis_after(whole.shape, settings.axes), _gpu_tiling.TILE * max(1, len(wanted)))
     # Without sums to keep there is no reason to stay.
     programs = min(tiles.tiles, PROGRAMS // len(wanted)) if wanted else tiles.tiles
-    operands = {"x": tiles.tensor(whole), "dy": tiles.tensor(cotangents[-1]), "rstd": tiles.statistic(rstd)}
+    operands = {n: tiles.tensor(t) for n, t in varied.items()}
+    results = {f"d{n}": jax.ShapeDtypeStruct(t.shape, t.dtype) for n, t in operands.items()}
+    operands |= {"dy": tiles.tensor(cotangents[-1]), "rstd": tiles.statistic(rstd)}
     operands |= {} if shift is None else {"shift": tiles.statistic(shift)}
     operands |= {} if scale is None else {"scale": scale.reshape(-1)}
     operands |= {"dsum": tiles.tensor(cotangents[0])} if settings.residual else {}
-    results = {"dx": jax.ShapeDtypeStruct(operands["x"].shape, whole.dtype)}
     results |= dict.fromkeys(wanted, jax.ShapeDtypeStruct((programs, tiles.shape[1]), F32))
     kernel = functools.partial(_backward_kernel, programs=programs)
     found = _call(kernel, "bwd", settings, tiles, programs, operands, results)
-    dx = found["dx"].reshape(whole.shape)
+    dx, *dgate = (found[f"d{n}"].reshape(whole.shape) for n in varied)
     sums = [
         None if p is None else found[n].sum(0).reshape(p.shape)
         for n, p in zip(("dscale", "dbias"), parameters, strict=True)
     ]
-    return (dx.astype(cotangents[-1].dtype), dx, *sums) if settings.residual else (dx, *sums)
+    return (dx.astype(cotangents[-1].dtype), dx, *sums) if settings.residual else (dx, *dgate, *sums)

@@ -14,7 +14,7 @@ from pallas_kernels import _tpu_blocks, _tpu_tiling
 from pallas_kernels._axes import before_axis_after
 from pallas_kernels._strips import LANES
 from pallas_kernels._tpu_tiling import F32, Tiling
-from pallas_kernels.row_norm import formula
+from pallas_kernels.row_norm import formula, gate
 from pallas_kernels.row_norm.formula import RowNorm
 
 
@@ -31,15 +31,20 @@ def _forward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Tili
             narrow = ref["sum"].dtype
             ref["sum"][at(features)] = ref["x"][at(features)].astype(narrow) + ref["residual"][at(features)]
 
+        def normalized(features):
+            x = _tpu_tiling.wide(source, at(features))
+            return gate.before(settings.gate, x, _gate(ref, at(features)))
+
         def write(features):
-            u = formula.centred(kind, _tpu_tiling.wide(source, at(features)), shift)
+            u = formula.centred(kind, normalized(features), shift)
             weight = formula.weight(_tpu_tiling.parameter(ref.get("scale"), features, strips), settings.scale_offset)
             y = formula.output(u, rstd, weight, _tpu_tiling.parameter(ref.get("bias"), features, strips))
+            y = gate.after(settings.gate, y, _gate(ref, at(features)))
             ref["y"][at(features)] = y.astype(ref["y"].dtype)
 
         if "sum" in ref:
             strips.for_each_strip(add)
-        sums = lambda terms: strips.sums(lambda features: terms(_tpu_tiling.wide(source, at(features))))  # noqa: E731
+        sums = lambda terms: strips.sums(lambda features: terms(normalized(features)))  # noqa: E731
         shift, rstd = formula.statistics(kind, tile.features, settings.epsilon, sums)
         strips.for_each_strip(write)
         for name, value in (("shift", shift), ("rstd", rstd)):
@@ -47,6 +52,10 @@ def _forward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Tili
                 _tpu_tiling.write_statistic(ref[name], value, index, tile)
 
     strips.for_each_group(group)
+
+
+def _gate(ref: dict[str, Any], index) -> jax.Array | None:
+    return _tpu_tiling.wide(ref["gate"], index) if "gate" in ref else None
 
 
 def _call(kernel, name, settings, tile: Tiling, semantics, inputs: dict, outputs: dict, block_specs: dict):
@@ -60,7 +69,7 @@ def _call(kernel, name, settings, tile: Tiling, semantics, inputs: dict, outputs
         out_specs=tuple(block_specs[n] for n in outputs),
         compiler_params=tile.blocks.params(semantics),
         interpret=settings.interpret,
-        name=f"{settings.kind}_norm_{name}",
+        name=f"{settings.name}_{name}",
     )(*inputs.values())
     return dict(zip(outputs, results, strict=True))
 
@@ -68,7 +77,7 @@ def _call(kernel, name, settings, tile: Tiling, semantics, inputs: dict, outputs
 def _specs(tile: Tiling) -> dict[str, pl.BlockSpec]:
     specs: dict[str, pl.BlockSpec] = {}
     for names, spec in (
-        (("x", "residual", "dy", "dsum", "sum", "y", "dx"), tile.tensor_spec),
+        (("x", "residual", "gate", "dy", "dsum", "sum", "y", "dx", "dgate"), tile.tensor_spec),
         (("scale", "bias"), tile.parameter_spec),
         (("shift", "rstd"), tile.statistic_spec),
         (("dscale", "dbias"), _tpu_tiling.whole(tile.sums_shape, tile.grid)),
@@ -81,11 +90,12 @@ def forward(settings: RowNorm, inputs: tuple, save: bool, block: int | None = No
     """As `reference.forward`; statistics are laid out as `Tiling.statistic_shape`."""
     *tensors, scale, bias = inputs
     shape = before_axis_after(tensors[0].shape, settings.axes)
-    whole = tensors[-1]
+    whole = tensors[-1] if settings.residual else tensors[0]
     dtypes = tuple(t.dtype for t in tensors)
+    outputs = dtypes if settings.residual else dtypes[:1]
     group = _tpu_blocks.group_of_rows(shape[1], dtypes)
-    tile = _tpu_tiling.tiling(shape, group, dtypes + dtypes, 16 if shape[2] == 1 else 4 * LANES, block)
-    operands = dict(zip(("x", "residual"), map(tile.tensor, tensors), strict=False))
+    tile = _tpu_tiling.tiling(shape, group, (*dtypes, *outputs), 16 if shape[2] == 1 else 4 * LANES, block)
+    operands = dict(zip(settings.tensors, map(tile.tensor, tensors), strict=True))
     operands |= {n: tile.parameter(p) for n, p in (("scale", scale), ("bias", bias)) if p is not None}
     like = lambda array: jax.ShapeDtypeStruct(tile.tensor(array).shape, array.dtype)  # noqa: E731
     results = {"sum": like(whole)} if settings.residual else {}
@@ -96,8 +106,8 @@ def forward(settings: RowNorm, inputs: tuple, save: bool, block: int | None = No
     semantics = ("parallel",) * len(tile.grid)
     found = _call(_forward_kernel, "fwd", settings, tile, semantics, operands, results, _specs(tile))
     outputs = tuple(found[n].reshape(whole.shape) for n in ("sum", "y") if n in found)
-    kept = outputs[0] if settings.residual else whole
-    return outputs, (kept, found.get("shift"), found["rstd"]) if save else ()
+    kept = tensors if settings.gate else outputs[:1] if settings.residual else (whole,)
+    return outputs, (*kept, found.get("shift"), found["rstd"]) if save else ()
 
 
 def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Tiling) -> None:
@@ -127,9 +137,13 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Til
         shift = _tpu_tiling.read_statistic(ref["shift"], index, tile) if "shift" in ref else None
         valid = tile.valid(steps[-1], index) if tile.masked and accumulators else None
 
+        def weight_of(features):
+            return formula.weight(_tpu_tiling.parameter(ref.get("scale"), features, strips), settings.scale_offset)
+
         def x_g_dy(features):
             x, dy = _tpu_tiling.wide(ref["x"], at(features)), _tpu_tiling.wide(ref["dy"], at(features))
-            weight = formula.weight(_tpu_tiling.parameter(ref.get("scale"), features, strips), settings.scale_offset)
+            z, weight = _gate(ref, at(features)), weight_of(features)
+            x, dy = gate.before(settings.gate, x, z), gate.after(settings.gate, dy, z)
             return x, dy if weight is None else dy * weight, dy
 
         sums = lambda terms: strips.sums(lambda features: terms(*x_g_dy(features)[:2]))  # noqa: E731
@@ -140,9 +154,15 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Til
             dx = formula.input_gradient(kind, x, g, shift, rstd, mean, slope)
             if "dsum" in ref:
                 dx = dx + _tpu_tiling.wide(ref["dsum"], at(features))
+            u = formula.centred(kind, x, shift)
+            if settings.gate is not None:
+                raw, z, cotangent = (_tpu_tiling.wide(ref[n], at(features)) for n in ("x", "gate", "dy"))
+                y = formula.output(u, rstd, weight_of(features), None)
+                dx, dgate = gate.gradients(settings.gate, raw, z, y, cotangent, dx)
+                ref["dgate"][at(features)] = dgate.astype(ref["dgate"].dtype)
             ref["dx"][at(features)] = dx.astype(ref["dx"].dtype)
             if "dscale" in ref:
-                accumulate(ref["dscale"], features, dy * (formula.centred(kind, x, shift) * rstd), valid)
+                accumulate(ref["dscale"], features, dy * (u * rstd), valid)
             if "dbias" in ref:
                 accumulate(ref["dbias"], features, dy, valid)
 
@@ -153,27 +173,27 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Til
 
 def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tuple, block: int | None = None) -> tuple:
     """As `reference.backward`."""
-    (whole, shift, rstd), (scale, bias) = saved, parameters
+    (*tensors, shift, rstd), (scale, bias) = saved, parameters
+    varied, whole = dict(zip(("x", "gate"), tensors, strict=False)), tensors[0]
     shape = before_axis_after(whole.shape, settings.axes)
-    dtypes = (cotangents[-1].dtype, whole.dtype)[: 2 if settings.residual else 1]
-    group = _tpu_blocks.group_of_rows(shape[1], dtypes)
-    blocked = [whole.dtype, *(c.dtype for c in cotangents), whole.dtype]
+    dtypes = tuple(t.dtype for t in tensors)
+    group = _tpu_blocks.group_of_rows(shape[1], (cotangents[-1].dtype, *dtypes))
     fixed = 80 if shape[2] == 1 else 3 * 4 * LANES
-    tile = _tpu_tiling.tiling(shape, group, tuple(blocked), fixed, block)
-    operands = {"x": tile.tensor(whole), "dy": tile.tensor(cotangents[-1]), "rstd": rstd}
+    tile = _tpu_tiling.tiling(shape, group, (*dtypes, *(c.dtype for c in cotangents), *dtypes), fixed, block)
+    operands = {n: tile.tensor(t) for n, t in varied.items()}
+    results = {f"d{n}": jax.ShapeDtypeStruct(t.shape, t.dtype) for n, t in operands.items()}
+    operands |= {"dy": tile.tensor(cotangents[-1]), "rstd": rstd}
     operands |= {} if shift is None else {"shift": shift}
     operands |= {} if scale is None else {"scale": tile.parameter(scale)}
     operands |= {"dsum": tile.tensor(cotangents[0])} if settings.residual else {}
-    results = {"dx": jax.ShapeDtypeStruct(operands["x"].shape, whole.dtype)}
     wanted = [n for n, p in (("dscale", scale), ("dbias", bias)) if p is not None]
     results |= dict.fromkeys(wanted, jax.ShapeDtypeStruct(tile.sums_shape, F32))
     # Every step adds to the same accumulators: the grid must run in order where there are any.
     semantics = ("arbitrary" if wanted else "parallel",) * len(tile.grid)
     found = _call(_backward_kernel, "bwd", settings, tile, semantics, operands, results, _specs(tile))
-    dx = found["dx"].reshape(whole.shape)
-    over = 0 if tile.lanes else 1
+    dx, *dgate = (found[f"d{n}"].reshape(whole.shape) for n in varied)
     sums = [
-        None if p is None else found[n].sum(over).reshape(p.shape)
+        None if p is None else found[n].sum(0 if tile.lanes else 1).reshape(p.shape)
         for n, p in zip(("dscale", "dbias"), parameters, strict=True)
     ]
-    return (dx.astype(cotangents[-1].dtype), dx, *sums) if settings.residual else (dx, *sums)
+    return (dx.astype(cotangents[-1].dtype), dx, *sums) if settings.residual else (dx, *dgate, *sums)

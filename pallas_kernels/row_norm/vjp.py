@@ -13,6 +13,7 @@ from pallas_kernels._operation import Operation, differentiable
 from pallas_kernels._placement import Placement, Role, placement
 from pallas_kernels.row_norm import gpu, reference, tpu
 from pallas_kernels.row_norm.formula import Kind, RowNorm
+from pallas_kernels.row_norm.gate import Gate
 
 FORWARD = {"xla": reference.forward, "mosaic_tpu": tpu.forward, "triton": gpu.forward}
 BACKWARD = {"xla": reference.backward, "mosaic_tpu": tpu.backward, "triton": gpu.backward}
@@ -27,13 +28,17 @@ def row_norm(
     axis: int | Sequence[int],
     epsilon: float,
     scale_offset: float = 0.0,
+    gate: Gate | None = None,
     implementation: Implementation | None,
     gpu_default: tuple[str, str],
     mesh: Mesh | None,
     spec: PartitionSpec | None,
     interpret: bool,
 ) -> tuple[jax.Array, ...]:
-    """`(y,)` of one tensor, `(sum, y)` of two. For the arguments see `layer_norm`; all families' calls end here."""
+    """`(y,)` of one tensor or of x and its gate, `(sum, y)` of x and a residual. All families' calls end here.
+
+    For the arguments see `layer_norm`.
+    """
     x = tensors[0]
     axes = _axes.normalized_axes(x, axis)
     if not epsilon >= 0:
@@ -44,7 +49,8 @@ def row_norm(
         _axes.check_parameter(name, parameter, x, axes)
     chosen = _dispatch.choose(implementation, gpu_default)
     place = placement(x, axes, mesh, spec)
-    settings = RowNorm(kind, axes, float(epsilon), float(scale_offset), len(tensors) == 2, interpret=interpret)
+    residual = len(tensors) == 2 and gate is None
+    settings = RowNorm(kind, axes, float(epsilon), float(scale_offset), residual, gate, interpret=interpret)
     split = () if place is None else place.features
     fits = all(c == "xla" or _axes.fits_kernel(c, *tensors, scale, bias) for c in chosen)
     if implementation is None and (split or not fits):
@@ -68,6 +74,10 @@ def _check_whole_rows(implementation: Implementation, place: Placement | None) -
         )
 
 
+def _tensors(count: int) -> tuple[Role, ...]:
+    return ("tensor",) * count
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _reference(settings: RowNorm, *inputs: jax.Array | None) -> tuple[jax.Array, ...]:
     return reference.forward(settings, inputs, save=False)[0]
@@ -77,14 +87,13 @@ def _reference(settings: RowNorm, *inputs: jax.Array | None) -> tuple[jax.Array,
 def _operation(
     settings: RowNorm, chosen: tuple[str, str], place: Placement | None, *inputs: jax.Array | None
 ) -> tuple[jax.Array, ...]:
-    tensors: tuple[Role, ...] = ("tensor",) * (len(inputs) - 2)
     operation = Operation(
         FORWARD[chosen[0]],
         BACKWARD[chosen[1]],
         settings,
-        inputs=(*tensors, "feature", "feature"),
-        outputs=tensors,
-        saved=("tensor", "row", "row"),
+        inputs=(*_tensors(len(settings.tensors)), "feature", "feature"),
+        outputs=_tensors(2 if settings.residual else 1),
+        saved=(*_tensors(2 if settings.gate else 1), "row", "row"),
         placement=place,
     )
     return differentiable(operation, *inputs)
