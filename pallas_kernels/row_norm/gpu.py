@@ -127,7 +127,7 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tiling: T
             x, g, d, raw, dy, z = load(feature)
             dx = formula.input_gradient(kind, x, g, shift, rstd, mean, slope)
             u = formula.centred(kind, x, shift)
-            if settings.gate is not None:
+            if settings.gate is not None and z is not None:
                 y = formula.output(u, rstd, weight_of(feature), None)
                 dx, dgate = gate.gradients(settings.gate, raw, z, y, dy, dx)
                 tile.store(ref["dgate"], feature, dgate)

@@ -50,7 +50,7 @@ def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tup
     if settings.residual:
         dx = dx + wide(cotangents[0])
         return dx.astype(cotangents[1].dtype), dx.astype(whole.dtype), dscale, dbias
-    if settings.gate is not None:
+    if settings.gate is not None and z is not None:
         y = formula.output(formula.centred(kind, x, shift), rstd, weight, None)
         dx, dz = gate.gradients(settings.gate, wide(whole), z, y, wide(cotangents[0]), dx)
         return dx.astype(whole.dtype), dz.astype(gates[0].dtype), dscale, dbias
