@@ -28,17 +28,19 @@ class Strips:
       features: How many features a row has.
       group: Rows (columns) per group.
       groups: Groups in the tile.
+      lanes: Features per strip where they lie along the lanes.
     """
 
     feature_axis: int
     features: int
     group: int
     groups: int
+    lanes: int = LANES
 
     @property
     def width(self) -> int:
-        """Features per strip: the lanes of a register, or eight registers of sublanes."""
-        return LANES if self.feature_axis == 1 else 64
+        """Features per strip: the lanes of a register or of several, or eight registers of sublanes."""
+        return self.lanes if self.feature_axis == 1 else 64
 
     def rows(self, index: jax.Array | int) -> Slice:
         """The rows of a group."""

@@ -132,6 +132,15 @@ def read_statistic(ref, group: jax.Array | int, tile: Tiling) -> jax.Array:
     return _to_sublanes(ref[group]) if tile.lanes else ref[0:1, tile.strips.rows(group)]
 
 
+def accumulate(ref, features: Slice, term: jax.Array, valid: jax.Array | None, tile: Tiling) -> None:
+    """Adds a strip's terms, those of rows that exist, to a parameter's gradient."""
+    term = term if valid is None else jnp.where(valid, term, 0.0)
+    if tile.lanes:
+        ref[:, features] += jnp.sum(term.reshape(-1, 8, term.shape[1]), axis=0)
+    else:
+        ref[features, : term.shape[1]] += term
+
+
 def wide(ref, index) -> jax.Array:
     """A strip in float32."""
     return ref[index].astype(F32)

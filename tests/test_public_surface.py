@@ -26,6 +26,7 @@ ROOMS = [
     "pallas_kernels.analysis",
     "pallas_kernels.add_norm",
     "pallas_kernels.gated_norm",
+    "pallas_kernels.qk_norm",
     "pallas_kernels.row_norm",
 ]
 # Floors from the ground up: a module may import from its own floor or from below.

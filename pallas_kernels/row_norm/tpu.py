@@ -58,7 +58,7 @@ def _gate(ref: dict[str, Any], index) -> jax.Array | None:
     return _tpu_tiling.wide(ref["gate"], index) if "gate" in ref else None
 
 
-def _call(kernel, name, settings, tile: Tiling, semantics, inputs: dict, outputs: dict, block_specs: dict):
+def call(kernel, name, settings, tile: Tiling, semantics, inputs: dict, outputs: dict, block_specs: dict):
     """`pallas_call` over named operands, with a whole-array or blocked spec for each."""
     body = functools.partial(kernel, names=(*inputs, *outputs), settings=settings, tile=tile)
     results = pl.pallas_call(
@@ -74,16 +74,17 @@ def _call(kernel, name, settings, tile: Tiling, semantics, inputs: dict, outputs
     return dict(zip(outputs, results, strict=True))
 
 
-def _specs(tile: Tiling) -> dict[str, pl.BlockSpec]:
-    specs: dict[str, pl.BlockSpec] = {}
+def specs(tile: Tiling) -> dict[str, pl.BlockSpec]:
+    """How each array of a row norm is cut."""
+    found: dict[str, pl.BlockSpec] = {}
     for names, spec in (
         (("x", "residual", "gate", "dy", "dsum", "sum", "y", "dx", "dgate"), tile.tensor_spec),
         (("scale", "bias"), tile.parameter_spec),
         (("shift", "rstd"), tile.statistic_spec),
         (("dscale", "dbias"), _tpu_tiling.whole(tile.sums_shape, tile.grid)),
     ):
-        specs |= dict.fromkeys(names, spec)
-    return specs
+        found |= dict.fromkeys(names, spec)
+    return found
 
 
 def forward(settings: RowNorm, inputs: tuple, save: bool, block: int | None = None) -> tuple[tuple, tuple]:
@@ -104,7 +105,7 @@ def forward(settings: RowNorm, inputs: tuple, save: bool, block: int | None = No
         statistics = ("rstd",) if settings.kind == "rms" else ("shift", "rstd")
         results |= dict.fromkeys(statistics, jax.ShapeDtypeStruct(tile.statistic_shape, F32))
     semantics = ("parallel",) * len(tile.grid)
-    found = _call(_forward_kernel, "fwd", settings, tile, semantics, operands, results, _specs(tile))
+    found = call(_forward_kernel, "fwd", settings, tile, semantics, operands, results, specs(tile))
     outputs = tuple(found[n].reshape(whole.shape) for n in ("sum", "y") if n in found)
     kept = tensors if settings.gate else outputs[:1] if settings.residual else (whole,)
     return outputs, (*kept, found.get("shift"), found["rstd"]) if save else ()
@@ -122,14 +123,6 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Til
     def _():
         for accumulator in accumulators:
             accumulator[...] = jnp.zeros_like(accumulator)
-
-    def accumulate(accumulator, features, term, valid):
-        term = term if valid is None else jnp.where(valid, term, 0.0)
-        if tile.lanes:
-            term = jnp.sum(term.reshape(-1, 8, term.shape[1]), axis=0)
-            accumulator[:, features] += term
-        else:
-            accumulator[features, : term.shape[1]] += term
 
     def group(index):
         at = functools.partial(strips.at, strips.rows(index))
@@ -162,9 +155,9 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Til
                 ref["dgate"][at(features)] = dgate.astype(ref["dgate"].dtype)
             ref["dx"][at(features)] = dx.astype(ref["dx"].dtype)
             if "dscale" in ref:
-                accumulate(ref["dscale"], features, dy * (u * rstd), valid)
+                _tpu_tiling.accumulate(ref["dscale"], features, dy * (u * rstd), valid, tile)
             if "dbias" in ref:
-                accumulate(ref["dbias"], features, dy, valid)
+                _tpu_tiling.accumulate(ref["dbias"], features, dy, valid, tile)
 
         strips.for_each_strip(write)
 
@@ -190,7 +183,7 @@ def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tup
     results |= dict.fromkeys(wanted, jax.ShapeDtypeStruct(tile.sums_shape, F32))
     # Every step adds to the same accumulators: the grid must run in order where there are any.
     semantics = ("arbitrary" if wanted else "parallel",) * len(tile.grid)
-    found = _call(_backward_kernel, "bwd", settings, tile, semantics, operands, results, _specs(tile))
+    found = call(_backward_kernel, "bwd", settings, tile, semantics, operands, results, specs(tile))
     dx, *dgate = (found[f"d{n}"].reshape(whole.shape) for n in varied)
     sums = [
         None if p is None else found[n].sum(0 if tile.lanes else 1).reshape(p.shape)

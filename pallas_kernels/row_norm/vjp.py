@@ -11,7 +11,7 @@ from pallas_kernels import _axes, _dispatch
 from pallas_kernels._dispatch import Implementation
 from pallas_kernels._operation import Operation, differentiable
 from pallas_kernels._placement import Placement, Role, placement
-from pallas_kernels.row_norm import gpu, reference, tpu
+from pallas_kernels.row_norm import gpu, packed_tpu, reference, tpu
 from pallas_kernels.row_norm.formula import Kind, RowNorm
 from pallas_kernels.row_norm.gate import Gate
 
@@ -29,6 +29,7 @@ def row_norm(
     epsilon: float,
     scale_offset: float = 0.0,
     gate: Gate | None = None,
+    heads: bool = False,
     implementation: Implementation | None,
     gpu_default: tuple[str, str],
     mesh: Mesh | None,
@@ -50,7 +51,7 @@ def row_norm(
     chosen = _dispatch.choose(implementation, gpu_default)
     place = placement(x, axes, mesh, spec)
     residual = len(tensors) == 2 and gate is None
-    settings = RowNorm(kind, axes, float(epsilon), float(scale_offset), residual, gate, interpret=interpret)
+    settings = RowNorm(kind, axes, float(epsilon), float(scale_offset), residual, gate, heads, interpret=interpret)
     split = () if place is None else place.features
     fits = all(c == "xla" or _axes.fits_kernel(c, *tensors, scale, bias) for c in chosen)
     if implementation is None and (split or not fits):
@@ -87,9 +88,10 @@ def _reference(settings: RowNorm, *inputs: jax.Array | None) -> tuple[jax.Array,
 def _operation(
     settings: RowNorm, chosen: tuple[str, str], place: Placement | None, *inputs: jax.Array | None
 ) -> tuple[jax.Array, ...]:
+    packed = settings.heads and packed_tpu.fits(inputs[0].shape, settings.axes)
     operation = Operation(
-        FORWARD[chosen[0]],
-        BACKWARD[chosen[1]],
+        packed_tpu.forward if packed and chosen[0] == "mosaic_tpu" else FORWARD[chosen[0]],
+        packed_tpu.backward if packed and chosen[1] == "mosaic_tpu" else BACKWARD[chosen[1]],
         settings,
         inputs=(*_tensors(len(settings.tensors)), "feature", "feature"),
         outputs=_tensors(2 if settings.residual else 1),
