@@ -7,8 +7,10 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 # tensor: shaped and sharded as x. feature: one number per feature, replicated over the rows; its gradient is a sum over
-# rows. row: a (before, 1, after) statistic.
-Role = Literal["tensor", "feature", "row"]
+# rows. sample: (samples, features), one number per feature of each entry of x's first dimension; its gradient is a sum
+# over what lies between. row: a (before, 1, after) statistic.
+Role = Literal["tensor", "feature", "sample", "row"]
+PARAMETERS: tuple[Role, ...] = ("feature", "sample")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +31,10 @@ class Placement:
         """The mesh axes that split the features."""
         return self.names(slice(self.axes[0], self.axes[-1] + 1))
 
-    @property
-    def rows(self) -> tuple[str, ...]:
-        """The mesh axes that split the rows: what a parameter's gradient is summed over."""
-        return self.names(slice(None, self.axes[0])) + self.names(slice(self.axes[-1] + 1, None))
+    def summed(self, role: Role) -> tuple[str, ...]:
+        """The mesh axes that a parameter's gradient is summed over: those that split the rows it serves."""
+        first = 1 if role == "sample" else None
+        return self.names(slice(first, self.axes[0])) + self.names(slice(self.axes[-1] + 1, None))
 
     def of(self, role: Role) -> PartitionSpec:
         """The specification of an array in this role."""
@@ -41,6 +43,8 @@ class Placement:
             return self.spec
         if role == "feature":
             return PartitionSpec(*tuple(self.spec)[first:last])
+        if role == "sample":
+            return PartitionSpec(self.spec[0], *tuple(self.spec)[first:last])
         return PartitionSpec(self.names(slice(None, first)) or None, None, self.names(slice(last, None)) or None)
 
 

@@ -26,6 +26,7 @@ ROOMS = [
     "pallas_kernels.analysis",
     "pallas_kernels.add_norm",
     "pallas_kernels.gated_norm",
+    "pallas_kernels.modulated_norm",
     "pallas_kernels.qk_norm",
     "pallas_kernels.row_norm",
 ]

@@ -35,6 +35,7 @@ class RowNorm:
       scale_offset: Added to the scale; 1 for a scale that is stored around zero.
       residual: Whether a second input is added first, and the sum is a second output.
       gate: How a second input multiplies; a gated norm has no bias.
+      samples: Whether scale and bias are (samples, features), x being (samples, ..., features).
       heads: Whether rows are those of heads, which a TPU keeps side by side.
       feature_names: Mesh axes that split the rows themselves; XLA only.
       interpret: Whether kernels run in Pallas's interpreter; a TPU kernel takes `pltpu.InterpretParams` too.
@@ -46,6 +47,7 @@ class RowNorm:
     scale_offset: float = 0.0
     residual: bool = False
     gate: Gate | None = None
+    samples: bool = False
     heads: bool = False
     feature_names: tuple[str, ...] = ()
     interpret: object = False

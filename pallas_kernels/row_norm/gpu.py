@@ -5,6 +5,7 @@ number of programs, each with its own sums of the parameters' gradients: one row
 the number of rows.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -26,7 +27,7 @@ PROGRAMS = 264
 
 def _forward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tiling: Tiling) -> None:
     ref: dict[str, Any] = dict(zip(names, refs, strict=True))
-    tile, kind = Tile(tiling, pl.program_id(0)), settings.kind
+    tile, kind = Tile(tiling, *_first(settings, tiling.tiles_beside)), settings.kind
 
     def load(feature):
         x = tile.load(ref["x"], feature)
@@ -41,13 +42,19 @@ def _forward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tiling: Ti
         x = load(feature)
         if "sum" in ref:
             tile.store(ref["sum"], feature, x)
-        weight = formula.weight(_gpu_tiling.parameter(ref.get("scale"), feature, tiling), settings.scale_offset)
-        bias = _gpu_tiling.parameter(ref.get("bias"), feature, tiling)
+        scale, bias = (_gpu_tiling.parameter(ref.get(n), feature, tiling, tile.sample) for n in ("scale", "bias"))
+        weight = formula.weight(scale, settings.scale_offset)
         y = formula.output(formula.centred(kind, x, shift), rstd, weight, bias)
         tile.store(ref["y"], feature, gate.after(settings.gate, y, _gate(ref, tile, feature)))
     for name, value in (("shift", shift), ("rstd", rstd)):
         if name in ref:
             tile.store_statistic(ref[name], value)
+
+
+def _first(settings: RowNorm, per_sample: int) -> tuple[jax.Array, jax.Array | None]:
+    """The first tile of a program and, where parameters are a sample's own, its sample."""
+    program = pl.program_id(0)
+    return (jax.lax.rem(program, per_sample), jax.lax.div(program, per_sample)) if settings.samples else (program, None)
 
 
 def _gate(ref: dict[str, Any], tile: Tile, feature: int) -> jax.Array | None:
@@ -73,13 +80,22 @@ def _call(kernel, name: str, settings: RowNorm, tiling: Tiling, programs: int, i
     return dict(zip(outputs, results, strict=True))
 
 
+def _tiling(settings: RowNorm, x: jax.Array, size: int) -> Tiling:
+    tiles = _gpu_tiling.tiling(before_axis_after(x.shape, settings.axes), size)
+    return dataclasses.replace(tiles, samples=x.shape[0]) if settings.samples else tiles
+
+
+def _parameter(settings: RowNorm, parameter: jax.Array) -> jax.Array:
+    return parameter if settings.samples else parameter.reshape(-1)
+
+
 def forward(settings: RowNorm, inputs: tuple, save: bool) -> tuple[tuple, tuple]:
     """As `reference.forward`."""
     *tensors, scale, bias = inputs
     whole = tensors[-1] if settings.residual else tensors[0]
-    tiles = _gpu_tiling.tiling(before_axis_after(whole.shape, settings.axes))
+    tiles = _tiling(settings, whole, _gpu_tiling.TILE)
     operands = dict(zip(settings.tensors, map(tiles.tensor, tensors), strict=True))
-    operands |= {n: p.reshape(-1) for n, p in (("scale", scale), ("bias", bias)) if p is not None}
+    operands |= {n: _parameter(settings, p) for n, p in (("scale", scale), ("bias", bias)) if p is not None}
     like = lambda array: jax.ShapeDtypeStruct(tiles.tensor(array).shape, array.dtype)  # noqa: E731
     results = {"sum": like(whole)} if settings.residual else {}
     results["y"] = like(tensors[0])
@@ -96,9 +112,10 @@ def forward(settings: RowNorm, inputs: tuple, save: bool) -> tuple[tuple, tuple]
     return outputs, (*kept, shift, rstd)
 
 
-def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tiling: Tiling, programs: int) -> None:
+def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tiling: Tiling, per_sample: int) -> None:
     ref: dict[str, Any] = dict(zip(names, refs, strict=True))
     program, kind = pl.program_id(0), settings.kind
+    first, sample = _first(settings, per_sample)
     wanted = [name for name in ("dscale", "dbias") if name in ref]
 
     def over_rows(term):
@@ -106,10 +123,10 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tiling: T
         return term if tiling.axis == 1 else jnp.sum(term, axis=1, keepdims=True)
 
     def weight_of(feature):
-        return formula.weight(_gpu_tiling.parameter(ref.get("scale"), feature, tiling), settings.scale_offset)
+        return formula.weight(_gpu_tiling.parameter(ref.get("scale"), feature, tiling, sample), settings.scale_offset)
 
     def one(index, accumulators):
-        tile = Tile(tiling, index)
+        tile = Tile(tiling, index, sample)
         rstd = tile.load_statistic(ref["rstd"])
         shift = tile.load_statistic(ref["shift"]) if "shift" in ref else None
 
@@ -141,11 +158,11 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tiling: T
 
     shape = (tiling.rows, tiling.features) if tiling.axis == 1 else (tiling.features, 1)
     zeros = tuple({n: jnp.zeros(shape, F32) for n in wanted} for _ in tiling.chunks)
-    rounds = pl.cdiv(tiling.tiles, programs)
+    rounds = pl.cdiv(tiling.tiles // tiling.samples, per_sample)
     if rounds == 1:
-        totals = one(program, zeros)
+        totals = one(first, zeros)
     else:
-        totals = jax.lax.fori_loop(0, rounds, lambda r, sums: one(program + r * programs, sums), zeros)
+        totals = jax.lax.fori_loop(0, rounds, lambda r, sums: one(first + r * per_sample, sums), zeros)
     for feature, accumulator in zip(tiling.chunks, totals, strict=True):
         mask = feature + jnp.arange(tiling.features) < tiling.shape[1]
         for name in wanted:
@@ -158,21 +175,24 @@ def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tup
     (*tensors, shift, rstd), (scale, bias) = saved, parameters
     varied, whole = dict(zip(("x", "gate"), tensors, strict=False)), tensors[0]
     wanted = [n for n, p in (("dscale", scale), ("dbias", bias)) if p is not None]
-    tiles = _gpu_tiling.tiling(before_axis_after(whole.shape, settings.axes), _gpu_tiling.TILE * max(1, len(wanted)))
+    tiles = _tiling(settings, whole, _gpu_tiling.TILE * max(1, len(wanted)))
+    per_sample = tiles.tiles // tiles.samples
     # Without sums to keep there is no reason to stay.
-    programs = min(tiles.tiles, PROGRAMS // len(wanted)) if wanted else tiles.tiles
+    if wanted:
+        per_sample = min(per_sample, pl.cdiv(PROGRAMS // len(wanted), tiles.samples))
+    programs = per_sample * tiles.samples
     operands = {n: tiles.tensor(t) for n, t in varied.items()}
     results = {f"d{n}": jax.ShapeDtypeStruct(t.shape, t.dtype) for n, t in operands.items()}
     operands |= {"dy": tiles.tensor(cotangents[-1]), "rstd": tiles.statistic(rstd)}
     operands |= {} if shift is None else {"shift": tiles.statistic(shift)}
-    operands |= {} if scale is None else {"scale": scale.reshape(-1)}
+    operands |= {} if scale is None else {"scale": _parameter(settings, scale)}
     operands |= {"dsum": tiles.tensor(cotangents[0])} if settings.residual else {}
     results |= dict.fromkeys(wanted, jax.ShapeDtypeStruct((programs, tiles.shape[1]), F32))
-    kernel = functools.partial(_backward_kernel, programs=programs)
+    kernel = functools.partial(_backward_kernel, per_sample=per_sample)
     found = _call(kernel, "bwd", settings, tiles, programs, operands, results)
     dx, *dgate = (found[f"d{n}"].reshape(whole.shape) for n in varied)
     sums = [
-        None if p is None else found[n].sum(0).reshape(p.shape)
+        None if p is None else found[n].reshape(tiles.samples, per_sample, -1).sum(1).reshape(p.shape)
         for n, p in zip(("dscale", "dbias"), parameters, strict=True)
     ]
     return (dx.astype(cotangents[-1].dtype), dx, *sums) if settings.residual else (dx, *dgate, *sums)

@@ -44,7 +44,7 @@ def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tup
     sums = lambda terms: _sums(terms(x, g), settings)  # noqa: E731
     mean, slope = formula.projections(kind, _features(settings, x), shift, rstd, sums)
     dx = formula.input_gradient(kind, x, g, shift, rstd, mean, slope)
-    rows = tuple(a for a in range(x.ndim) if a not in settings.axes)
+    rows = _rows(x, settings)
     dscale = None if scale is None else jnp.sum(dy * (formula.centred(kind, x, shift) * rstd), rows)
     dbias = None if bias is None else jnp.sum(dy, rows)
     if settings.residual:
@@ -69,7 +69,13 @@ def _along(parameter: jax.Array | None, x: jax.Array, settings: RowNorm) -> jax.
     """A parameter that broadcasts to x."""
     if parameter is None:
         return None
-    return jnp.expand_dims(parameter, [a for a in range(x.ndim) if a not in settings.axes]).astype(x.dtype)
+    return jnp.expand_dims(parameter, _rows(x, settings)).astype(x.dtype)
+
+
+def _rows(x: jax.Array, settings: RowNorm) -> tuple[int, ...]:
+    """The axes along which a parameter is one."""
+    own = (0, *settings.axes) if settings.samples else settings.axes
+    return tuple(a for a in range(x.ndim) if a not in own)
 
 
 def _features(settings: RowNorm, x: jax.Array) -> int:

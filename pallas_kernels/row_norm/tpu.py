@@ -4,13 +4,14 @@ Rows lie along the lanes where the normalized axis is the last, along the sublan
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels import _tpu_blocks, _tpu_tiling
+from pallas_kernels import _tpu_blocks, _tpu_samples, _tpu_tiling
 from pallas_kernels._axes import before_axis_after
 from pallas_kernels._strips import LANES
 from pallas_kernels._tpu_tiling import F32, Tiling
@@ -81,10 +82,14 @@ def specs(tile: Tiling) -> dict[str, pl.BlockSpec]:
         (("x", "residual", "gate", "dy", "dsum", "sum", "y", "dx", "dgate"), tile.tensor_spec),
         (("scale", "bias"), tile.parameter_spec),
         (("shift", "rstd"), tile.statistic_spec),
-        (("dscale", "dbias"), _tpu_tiling.whole(tile.sums_shape, tile.grid)),
+        (("dscale", "dbias"), tile.sums_spec),
     ):
         found |= dict.fromkeys(names, spec)
     return found
+
+
+def _tiling(settings: RowNorm, x: jax.Array) -> Callable[..., Tiling]:
+    return functools.partial(_tpu_samples.tiling, x.shape[0]) if settings.samples else _tpu_tiling.tiling
 
 
 def forward(settings: RowNorm, inputs: tuple, save: bool, block: int | None = None) -> tuple[tuple, tuple]:
@@ -95,7 +100,7 @@ def forward(settings: RowNorm, inputs: tuple, save: bool, block: int | None = No
     dtypes = tuple(t.dtype for t in tensors)
     outputs = dtypes if settings.residual else dtypes[:1]
     group = _tpu_blocks.group_of_rows(shape[1], dtypes)
-    tile = _tpu_tiling.tiling(shape, group, (*dtypes, *outputs), 16 if shape[2] == 1 else 4 * LANES, block)
+    tile = _tiling(settings, whole)(shape, group, (*dtypes, *outputs), 16 if shape[2] == 1 else 4 * LANES, block)
     operands = dict(zip(settings.tensors, map(tile.tensor, tensors), strict=True))
     operands |= {n: tile.parameter(p) for n, p in (("scale", scale), ("bias", bias)) if p is not None}
     like = lambda array: jax.ShapeDtypeStruct(tile.tensor(array).shape, array.dtype)  # noqa: E731
@@ -117,7 +122,7 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Til
     accumulators = [ref[n] for n in ("dscale", "dbias") if n in ref]
     # Asked for here, because the interpreter does not know them inside of a loop.
     steps = [pl.program_id(d) for d in range(len(tile.grid))]
-    first = functools.reduce(jnp.logical_and, [step == 0 for step in steps])
+    first = functools.reduce(jnp.logical_and, [step == 0 for step in (steps[1:] if settings.samples else steps)])
 
     @pl.when(first)
     def _():
@@ -172,7 +177,8 @@ def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tup
     dtypes = tuple(t.dtype for t in tensors)
     group = _tpu_blocks.group_of_rows(shape[1], (cotangents[-1].dtype, *dtypes))
     fixed = 80 if shape[2] == 1 else 3 * 4 * LANES
-    tile = _tpu_tiling.tiling(shape, group, (*dtypes, *(c.dtype for c in cotangents), *dtypes), fixed, block)
+    blocked = (*dtypes, *(c.dtype for c in cotangents), *dtypes)
+    tile = _tiling(settings, whole)(shape, group, blocked, fixed, block)
     operands = {n: tile.tensor(t) for n, t in varied.items()}
     results = {f"d{n}": jax.ShapeDtypeStruct(t.shape, t.dtype) for n, t in operands.items()}
     operands |= {"dy": tile.tensor(cotangents[-1]), "rstd": rstd}
@@ -183,10 +189,11 @@ def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tup
     results |= dict.fromkeys(wanted, jax.ShapeDtypeStruct(tile.sums_shape, F32))
     # Every step adds to the same accumulators: the grid must run in order where there are any.
     semantics = ("arbitrary" if wanted else "parallel",) * len(tile.grid)
+    semantics = ("parallel", *semantics[1:]) if settings.samples else semantics
     found = call(_backward_kernel, "bwd", settings, tile, semantics, operands, results, specs(tile))
     dx, *dgate = (found[f"d{n}"].reshape(whole.shape) for n in varied)
     sums = [
-        None if p is None else found[n].sum(0 if tile.lanes else 1).reshape(p.shape)
+        None if p is None else found[n].sum(-2 if tile.lanes else -1).reshape(p.shape)
         for n, p in zip(("dscale", "dbias"), parameters, strict=True)
     ]
     return (dx.astype(cotangents[-1].dtype), dx, *sums) if settings.residual else (dx, *dgate, *sums)

@@ -29,6 +29,7 @@ def row_norm(
     epsilon: float,
     scale_offset: float = 0.0,
     gate: Gate | None = None,
+    samples: bool = False,
     heads: bool = False,
     implementation: Implementation | None,
     gpu_default: tuple[str, str],
@@ -47,11 +48,13 @@ def row_norm(
     if scale is None and scale_offset:
         raise ValueError(f"scale_offset={scale_offset} is added to a scale, but scale is None; pass zeros for it.")
     for name, parameter in (("scale", scale), ("bias", bias)):
-        _axes.check_parameter(name, parameter, x, axes)
+        _axes.check_parameter(name, parameter, x, (0, *axes) if samples else axes)
     chosen = _dispatch.choose(implementation, gpu_default)
     place = placement(x, axes, mesh, spec)
     residual = len(tensors) == 2 and gate is None
-    settings = RowNorm(kind, axes, float(epsilon), float(scale_offset), residual, gate, heads, interpret=interpret)
+    settings = RowNorm(
+        kind, axes, float(epsilon), float(scale_offset), residual, gate, samples, heads, interpret=interpret
+    )
     split = () if place is None else place.features
     fits = all(c == "xla" or _axes.fits_kernel(c, *tensors, scale, bias) for c in chosen)
     if implementation is None and (split or not fits):
@@ -86,16 +89,17 @@ def _reference(settings: RowNorm, *inputs: jax.Array | None) -> tuple[jax.Array,
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _operation(
-    settings: RowNorm, chosen: tuple[str, str], place: Placement | None, *inputs: jax.Array | None
+    settings: RowNorm, chosen: tuple[str, str], place: Placement | None, x: jax.Array, *others: jax.Array | None
 ) -> tuple[jax.Array, ...]:
-    packed = settings.heads and packed_tpu.fits(inputs[0].shape, settings.axes)
+    parameter: Role = "sample" if settings.samples else "feature"
+    packed = settings.heads and packed_tpu.fits(x.shape, settings.axes)
     operation = Operation(
         packed_tpu.forward if packed and chosen[0] == "mosaic_tpu" else FORWARD[chosen[0]],
         packed_tpu.backward if packed and chosen[1] == "mosaic_tpu" else BACKWARD[chosen[1]],
         settings,
-        inputs=(*_tensors(len(settings.tensors)), "feature", "feature"),
+        inputs=(*_tensors(len(settings.tensors)), parameter, parameter),
         outputs=_tensors(2 if settings.residual else 1),
         saved=(*_tensors(2 if settings.gate else 1), "row", "row"),
         placement=place,
     )
-    return differentiable(operation, *inputs)
+    return differentiable(operation, x, *others)

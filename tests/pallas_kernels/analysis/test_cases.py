@@ -15,7 +15,10 @@ PASSES = {
     "gated_rms_norm": {"forward": 3, "backward": 5},
 }
 # A shape and the bytes of a tensor, or of those that are one.
-SHAPE = {"qk_norm": ("8192x32+8x128_bf16", 80 * MIB)}
+SHAPE = {
+    "qk_norm": ("8192x32+8x128_bf16", 80 * MIB),
+    "modulate_layer_norm": ("8x4096x3072_bf16", 192 * MIB),
+}
 
 
 def test_kernels_are_the_public_calls_with_implementations():
