@@ -7,6 +7,7 @@ from pallas_kernels.hlo import count_collectives as count_collectives
 from pallas_kernels.hlo import custom_call_targets as custom_call_targets
 from pallas_kernels.modulated_norm import modulate_layer_norm as modulate_layer_norm
 from pallas_kernels.qk_norm import qk_norm as qk_norm
+from pallas_kernels.quantized_norm import quantized_rms_norm as quantized_rms_norm
 from pallas_kernels.row_norm import crms_norm as crms_norm
 from pallas_kernels.row_norm import layer_norm as layer_norm
 from pallas_kernels.row_norm import rms_norm as rms_norm

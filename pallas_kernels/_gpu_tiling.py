@@ -141,11 +141,18 @@ class Tile:
 
     def sums(self, terms) -> tuple[jax.Array, ...]:
         """Sums of `terms(feature)` over all tiles of a row."""
+        return self._fold(terms, jnp.add, jnp.sum)
+
+    def maxima(self, terms) -> tuple[jax.Array, ...]:
+        """Maxima of `terms(feature)`, none of them negative, over all tiles of a row."""
+        return self._fold(terms, jnp.maximum, jnp.max)
+
+    def _fold(self, terms, combine, whole) -> tuple[jax.Array, ...]:
         totals = None
         for feature in self.tiling.chunks:
             found = [jnp.where(self.mask(feature), term, 0.0) for term in terms(feature)]
-            found = tuple(jnp.sum(term, axis=self.tiling.axis, keepdims=True) for term in found)
-            totals = found if totals is None else tuple(a + b for a, b in zip(totals, found, strict=True))
+            found = tuple(whole(term, axis=self.tiling.axis, keepdims=True) for term in found)
+            totals = found if totals is None else tuple(map(combine, totals, found))
         assert totals is not None
         return totals
 

@@ -8,8 +8,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 # tensor: shaped and sharded as x. feature: one number per feature, replicated over the rows; its gradient is a sum over
 # rows. sample: (samples, features), one number per feature of each entry of x's first dimension; its gradient is a sum
-# over what lies between. row: a (before, 1, after) statistic.
-Role = Literal["tensor", "feature", "sample", "row"]
+# over what lies between. row: a (before, 1, after) statistic. kept: one with x's dimensions.
+Role = Literal["tensor", "feature", "sample", "row", "kept"]
 PARAMETERS: tuple[Role, ...] = ("feature", "sample")
 
 
@@ -43,6 +43,8 @@ class Placement:
             return self.spec
         if role == "feature":
             return PartitionSpec(*tuple(self.spec)[first:last])
+        if role == "kept":
+            return PartitionSpec(*(None if first <= d < last else e for d, e in enumerate(self.spec)))
         if role == "sample":
             return PartitionSpec(self.spec[0], *tuple(self.spec)[first:last])
         return PartitionSpec(self.names(slice(None, first)) or None, None, self.names(slice(last, None)) or None)
@@ -75,3 +77,13 @@ def placement(
     if len(spec) > x.ndim:
         raise ValueError(f"spec={spec} has more entries than x of shape {x.shape} has dimensions.")
     return Placement(mesh, PartitionSpec(*spec, *[None] * (x.ndim - len(spec))), axes)
+
+
+def check_whole_rows(implementation: str, place: Placement | None) -> None:
+    """Kernels need the features of a row on one device."""
+    if place is not None and place.features:
+        raise ValueError(
+            f"implementation={implementation!r} needs whole rows on each device, but {place.spec} splits the "
+            f"normalized axes {place.axes} over {place.features}; reshard x, or pass implementation=None, which sums "
+            "over the shards."
+        )

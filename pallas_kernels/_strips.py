@@ -65,9 +65,16 @@ class Strips:
 
     def sums(self, terms: Callable[[Slice], tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
         """Sums over all features of each of the terms, which keep their axis."""
+        return self._fold(terms, jnp.add, jnp.sum)
+
+    def maxima(self, terms: Callable[[Slice], tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
+        """Maxima over all features of each of the terms, none of them negative, which keep their axis."""
+        return self._fold(terms, jnp.maximum, jnp.max)
+
+    def _fold(self, terms, combine, whole) -> tuple[jax.Array, ...]:
         full, tail = divmod(self.features, self.width)
-        add = lambda features, sums: tuple(s + t for s, t in zip(sums, terms(features), strict=True))  # noqa: E731
-        reduce = functools.partial(jnp.sum, axis=self.feature_axis, keepdims=True)
+        add = lambda features, found: tuple(map(combine, found, terms(features)))  # noqa: E731
+        reduce = functools.partial(whole, axis=self.feature_axis, keepdims=True)
         totals = None
         if full:
             shape = (self.group, self.width) if self.feature_axis == 1 else (self.width, self.group)
@@ -76,7 +83,7 @@ class Strips:
             totals = tuple(map(reduce, self._loop(full, add, zeros)))
         if tail:
             last = tuple(map(reduce, terms(pl.ds(full * self.width, tail))))
-            totals = last if totals is None else tuple(a + b for a, b in zip(totals, last, strict=True))
+            totals = last if totals is None else tuple(map(combine, totals, last))
         assert totals is not None
         return totals
 

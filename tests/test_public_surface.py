@@ -28,6 +28,7 @@ ROOMS = [
     "pallas_kernels.gated_norm",
     "pallas_kernels.modulated_norm",
     "pallas_kernels.qk_norm",
+    "pallas_kernels.quantized_norm",
     "pallas_kernels.row_norm",
 ]
 # Floors from the ground up: a module may import from its own floor or from below.

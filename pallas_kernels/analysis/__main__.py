@@ -60,6 +60,8 @@ def _rows(chip: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     choices = itertools.product(options.kernel, options.direction, _implementations(chip, options))
     for kernel, direction, implementation in choices:
+        if direction == "backward" and kernel in cases.FORWARD_ONLY:
+            continue
         for shape in cases.shapes(kernel):
             if options.shape and shape not in options.shape:
                 continue

@@ -16,6 +16,7 @@ Direction = Literal["forward", "backward"]
 # Array arguments of the public calls by their part: like x, or one number per feature.
 TENSORS = ("x", "residual", "gate")
 PARAMETERS = ("scale", "bias")
+FORWARD_ONLY = ("quantized_rms_norm",)
 
 
 class Case(NamedTuple):
@@ -41,6 +42,8 @@ def shapes(kernel: str) -> dict:
 def case(kernel: str, direction: Direction, shape: str, implementation: str | None) -> Case:
     """The forward or the backward pass of a kernel alone, on a named shape."""
     function, named = _kernel(kernel), _shape(kernel, shape)
+    if direction == "backward" and kernel in FORWARD_ONLY:
+        raise ValueError(f"{kernel} has no backward pass; analyse its forward pass.")
     if hasattr(named, "arrays"):  # A family whose arrays are not all of x's shape says what they are.
         return program(named.call(function, implementation), named.arrays(), direction, saves=implementation != "xla")
     args = arguments(kernel, named)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from pallas_kernels import _axes, _dispatch
 from pallas_kernels._dispatch import Implementation
 from pallas_kernels._operation import Operation, differentiable
-from pallas_kernels._placement import Placement, Role, placement
+from pallas_kernels._placement import Placement, Role, check_whole_rows, placement
 from pallas_kernels.row_norm import gpu, packed_tpu, reference, tpu
 from pallas_kernels.row_norm.formula import Kind, RowNorm
 from pallas_kernels.row_norm.gate import Gate
@@ -64,18 +64,9 @@ def row_norm(
         return _reference(settings, *tensors, scale, bias)
     if implementation is not None:
         _axes.check_kernel_dtype(implementation, *tensors, scale, bias)
-        _check_whole_rows(implementation, place)
+        check_whole_rows(implementation, place)
     settings = dataclasses.replace(settings, feature_names=split)
     return _operation(settings, chosen, place, *tensors, scale, bias)
-
-
-def _check_whole_rows(implementation: Implementation, place: Placement | None) -> None:
-    if place is not None and place.features:
-        raise ValueError(
-            f"implementation={implementation!r} needs whole rows on each device, but {place.spec} splits the "
-            f"normalized axes {place.axes} over {place.features}; reshard x, or pass implementation=None, which sums "
-            "over the shards."
-        )
 
 
 def _tensors(count: int) -> tuple[Role, ...]:

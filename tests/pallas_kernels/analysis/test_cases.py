@@ -13,6 +13,7 @@ PASSES = {
     "add_layer_norm": {"forward": 4, "backward": 4},
     "add_rms_norm": {"forward": 4, "backward": 4},
     "gated_rms_norm": {"forward": 3, "backward": 5},
+    "quantized_rms_norm": {"forward": 1.5},
 }
 # A shape and the bytes of a tensor, or of those that are one.
 SHAPE = {
@@ -53,6 +54,8 @@ def test_backward_pass_of_a_kernel_runs_from_what_was_saved(rng):
 
 
 def test_unknown_names_list_the_known_ones():
+    with pytest.raises(ValueError, match="quantized_rms_norm has no backward pass"):
+        cases.case("quantized_rms_norm", "backward", "8192x4096_bf16", "xla")
     with pytest.raises(ValueError, match=r"kernel='batch_norm' is unknown; expected one of .*rms_norm"):
         cases.case("batch_norm", "forward", "8192x4096_bf16", "xla")
     with pytest.raises(ValueError, match=r"shape='1x1' is unknown to rms_norm; expected one of 8192x4096_bf16"):
