@@ -9,7 +9,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 # tensor: shaped and sharded as x. feature: one number per feature, replicated over the rows; its gradient is a sum over
 # rows. sample: (samples, features), one number per feature of each entry of x's first dimension; its gradient is a sum
 # over what lies between. row: a (before, 1, after) statistic. kept: one with x's dimensions.
-Role = Literal["tensor", "feature", "sample", "row", "kept"]
+# flat: a tensor as (what is before the last two dimensions, those two).
+Role = Literal["tensor", "feature", "sample", "row", "kept", "flat"]
 PARAMETERS: tuple[Role, ...] = ("feature", "sample")
 
 
@@ -45,6 +46,8 @@ class Placement:
             return PartitionSpec(*tuple(self.spec)[first:last])
         if role == "kept":
             return PartitionSpec(*(None if first <= d < last else e for d, e in enumerate(self.spec)))
+        if role == "flat":
+            return PartitionSpec(self.names(slice(None, first - 1)) or None, self.names(slice(first - 1, last)) or None)
         if role == "sample":
             return PartitionSpec(self.spec[0], *tuple(self.spec)[first:last])
         return PartitionSpec(self.names(slice(None, first)) or None, None, self.names(slice(last, None)) or None)

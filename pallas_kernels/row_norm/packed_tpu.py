@@ -5,7 +5,8 @@ array, and rows of 64 features would fill half of every register and of every ti
 tokens, and a strip is one head, or the several that share a register.
 
 Nothing is saved but x: its statistics cost a sweep over registers, while one number per head and token would have to be
-written, turned to lanes and back, and read.
+written, turned to lanes and back, and read. It is saved as the kernel sees it: as (..., heads, 64) it would take twice
+the memory wherever XLA does not choose its layout.
 """
 
 import functools
@@ -94,7 +95,7 @@ def forward(settings: RowNorm, inputs: tuple, save: bool, block: int | None = No
     results = {"y": jax.ShapeDtypeStruct(operands["x"].shape, x.dtype)}
     kernel = functools.partial(_forward_kernel, features=x.shape[-1])
     found = tpu.call(kernel, "heads_fwd", settings, tile, ("parallel",), operands, results, tpu.specs(tile))
-    return (found["y"].reshape(x.shape),), (x, None, None) if save else ()
+    return (found["y"].reshape(x.shape),), (operands["x"], None, None) if save else ()
 
 
 def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Tiling, features: int) -> None:
@@ -134,13 +135,13 @@ def _backward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Til
 def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tuple, block: int | None = None) -> tuple:
     """As `reference.backward`."""
     (x, *_), (scale, _), (dy,) = saved, parameters, cotangents
-    tile = _tiling(x.shape, (x.dtype,) * 3, 80, block)
-    operands = _operands(x, scale, None, tile) | {"dy": tile.tensor(dy)}
-    results = {"dx": jax.ShapeDtypeStruct(operands["x"].shape, x.dtype)}
+    tile = _tiling(dy.shape, (x.dtype,) * 3, 80, block)
+    operands = _operands(x.reshape(dy.shape), scale, None, tile) | {"dy": tile.tensor(dy)}
+    results = {"dx": jax.ShapeDtypeStruct(x.shape, x.dtype)}
     wanted = [n for n, p in zip(("dscale", "dbias"), parameters, strict=True) if p is not None]
     results |= dict.fromkeys(wanted, jax.ShapeDtypeStruct(tile.sums_shape, F32))
-    kernel = functools.partial(_backward_kernel, features=x.shape[-1])
+    kernel = functools.partial(_backward_kernel, features=dy.shape[-1])
     semantics = ("arbitrary" if wanted else "parallel",)
     found = tpu.call(kernel, "heads_bwd", settings, tile, semantics, operands, results, tpu.specs(tile))
-    sums = [found[n].reshape(-1, x.shape[-1]).sum(0) if n in found else None for n in ("dscale", "dbias")]
-    return (found["dx"].reshape(x.shape), *sums)
+    sums = [found[n].reshape(-1, dy.shape[-1]).sum(0) if n in found else None for n in ("dscale", "dbias")]
+    return (found["dx"].reshape(dy.shape), *sums)

@@ -83,14 +83,14 @@ def _operation(
     settings: RowNorm, chosen: tuple[str, str], place: Placement | None, x: jax.Array, *others: jax.Array | None
 ) -> tuple[jax.Array, ...]:
     parameter: Role = "sample" if settings.samples else "feature"
-    packed = settings.heads and packed_tpu.fits(x.shape, settings.axes)
+    packed = settings.heads and "mosaic_tpu" in chosen and packed_tpu.fits(x.shape, settings.axes)
     operation = Operation(
-        packed_tpu.forward if packed and chosen[0] == "mosaic_tpu" else FORWARD[chosen[0]],
-        packed_tpu.backward if packed and chosen[1] == "mosaic_tpu" else BACKWARD[chosen[1]],
+        packed_tpu.forward if packed else FORWARD[chosen[0]],
+        packed_tpu.backward if packed else BACKWARD[chosen[1]],
         settings,
         inputs=(*_tensors(len(settings.tensors)), parameter, parameter),
         outputs=_tensors(2 if settings.residual else 1),
-        saved=(*_tensors(2 if settings.gate else 1), "row", "row"),
+        saved=("flat" if packed else "tensor", *_tensors(1 if settings.gate else 0), "row", "row"),
         placement=place,
     )
     return differentiable(operation, x, *others)
