@@ -32,8 +32,9 @@ def qk_norm(
 
     A TPU keeps what a matrix product makes as (tokens, heads · features) in tiles; rows of one head each would be
     another array, copied before the kernel and after. The TPU kernel therefore reads whole tokens and takes the
-    statistics of each head where it lies, for heads of 32, 64 or a multiple of 128 features; other heads are rows of
-    the plain kernel. On a GPU a head is a row without any copy.
+    statistics of each head where it lies, if at most eight heads fill registers of 128 lanes without rest, as those of
+    32, 64, 80, 96, 128, 192 or 256 features do; other heads are rows of the plain kernel. On a GPU a head is a row
+    without any copy.
 
     Args:
       q: Real floating array (..., heads, features), as it comes from its matrix product.

@@ -39,8 +39,8 @@ SHAPES = {
     "8192x32+8x128_bf16": Heads(8192, 32, 8, 128),
     "8192x32+16x256_bf16": Heads(8192, 32, 16, 256),
     "8192x32+8x128_f32": Heads(8192, 32, 8, 128, "float32"),
-    # Heads that no register holds whole: rows of the plain kernel.
-    "4096x32+32x96_bf16": Heads(4096, 32, 32, 96),
+    # Four heads in three registers.
+    "8192x32+32x96_bf16": Heads(8192, 32, 32, 96),
 }
 
 # For the interpreter: a strip of one head, of several, of some; heads of several strips; partial groups and blocks.
@@ -52,9 +52,11 @@ SMALL = {
     "two_registers": Heads(9, 2, 1, 256, "float32"),
     "three_registers": Heads(2, 2, 2, 384),
     "odd_tokens": Heads(33, 4, 2, 64),
+    "four_in_three_registers": Heads(6, 9, 2, 96, "float32"),
+    "eight_in_five_registers": Heads(3, 8, 3, 80),
     "above_a_group": Heads(65, 2, 1, 128, "float32"),
     "partial_block": Heads(600, 2, 2, 64),
-    "plain_rows": Heads(10, 3, 2, 48, "float32"),
-    "plain_wide_rows": Heads(4, 2, 1, 160),
+    "plain_rows": Heads(10, 3, 2, 40, "float32"),
+    "plain_wide_rows": Heads(4, 2, 1, 200),
     "few_features": Heads(6, 4, 2, 8, "float32"),
 }

@@ -2,7 +2,7 @@
 
 A matrix product leaves heads as (tokens, heads · features). Memory is tiled, so rows of one head each would be another
 array, and rows of 64 features would fill half of every register and of every tile in memory. Here a block is whole
-tokens, and a strip is one head, or the several that share a register.
+tokens, and a strip is one head, or the fewest that fill registers without rest.
 
 Nothing is saved but x: its statistics cost a sweep over registers, while one number per head and token would have to be
 written, turned to lanes and back, and read. It is saved as the kernel sees it: as (..., heads, 64) it would take twice
@@ -23,23 +23,23 @@ from pallas_kernels._tpu_tiling import F32, Tiling
 from pallas_kernels.row_norm import formula, tpu
 from pallas_kernels.row_norm.formula import RowNorm
 
-# Fewer features share a register with too many others; more, side by side, are not heads.
-LEAST, MOST = 32, 2**15
+# Heads of a strip: each takes a sum of its own over the registers that it touches. More features than that, side by
+# side, are not heads.
+HEADS, MOST = 8, 2**15
 
 
 def fits(shape: tuple[int, ...], axes: tuple[int, ...]) -> bool:
-    """Whether rows are short, fill registers without rest, and lie beside others."""
+    """Whether rows lie beside others, and few of them fill registers without rest."""
     if len(shape) < 2 or axes != (len(shape) - 1,):
         return False
-    features = shape[-1]
-    return features >= LEAST and (features % LANES == 0 or LANES % features == 0) and features * shape[-2] <= MOST
+    return math.lcm(shape[-1], LANES) // shape[-1] <= HEADS and shape[-1] * shape[-2] <= MOST
 
 
 def _tiling(shape: tuple[int, ...], dtypes: tuple, fixed: int, block: int | None) -> Tiling:
     tokens, width = math.prod(shape[:-2]), shape[-2] * shape[-1]
     group = _tpu_blocks.group_of_rows(width, dtypes)
     blocks = _tpu_blocks.row_blocks(tokens, width, group, dtypes, fixed, block)
-    strips = Strips(1, width, group, pl.cdiv(blocks.block, group), max(shape[-1], LANES))
+    strips = Strips(1, width, group, pl.cdiv(blocks.block, group), math.lcm(shape[-1], LANES))
     return Tiling(tokens, width, 1, strips, blocks)
 
 
@@ -49,15 +49,29 @@ def _head_sums(terms: tuple[jax.Array, ...], features: int) -> tuple[jax.Array, 
 
 
 def _head_sum(term: jax.Array, features: int) -> jax.Array:
-    heads = term.shape[1] // features
-    if heads == 1:
+    rows, width = term.shape
+    if width == features:
         return jnp.sum(term, axis=1, keepdims=True)
-    lane = jax.lax.broadcasted_iota(jnp.int32, term.shape, 1)
-    total = jnp.zeros_like(term)
-    for head in range(heads):
-        own = (lane >= head * features) & (lane < (head + 1) * features)
-        total = jnp.where(own, jnp.sum(jnp.where(own, term, 0.0), axis=1, keepdims=True), total)
-    return total
+
+    def lanes(first: int, last: int) -> jax.Array:
+        return jax.lax.broadcasted_iota(jnp.int32, (rows, last - first), 1) + first
+
+    def own(head: int) -> jax.Array:
+        # Cut between registers, which costs nothing; masked within.
+        start, stop = head * features, (head + 1) * features
+        first, last = start // LANES * LANES, min(-(-stop // LANES) * LANES, width)
+        lane, part = lanes(first, last), term[:, first:last]
+        return jnp.sum(jnp.where((lane >= start) & (lane < stop), part, 0.0), axis=1, keepdims=True)
+
+    sums = [own(head) for head in range(width // features)]
+    registers = []
+    for first in range(0, width, LANES):
+        last = min(first + LANES, width)
+        found = jnp.broadcast_to(sums[first // features], (rows, last - first))
+        for head in range(first // features + 1, -(-last // features)):
+            found = jnp.where(lanes(first, last) >= head * features, sums[head], found)
+        registers.append(found)
+    return jnp.concatenate(registers, axis=1)
 
 
 def _forward_kernel(*refs, names: tuple[str, ...], settings: RowNorm, tile: Tiling, features: int) -> None:
