@@ -28,12 +28,14 @@ class Tiling:
       features: Of a tile, a power of two; several tiles make a row where this is smaller.
       rows: Of a tile, a power of two that does not depend on their number: neither does the order of any sum.
       samples: Equal parts of the rows, with parameters of their own, that no tile crosses.
+      per_thread: Elements of a tile that a thread holds.
     """
 
     shape: tuple[int, int, int]
     features: int
     rows: int
     samples: int = 1
+    per_thread: int = PER_THREAD
 
     @property
     def axis(self) -> int:
@@ -63,7 +65,7 @@ class Tiling:
     @property
     def warps(self) -> int:
         """Warps of a program."""
-        return max(1, min(32, self.features * self.rows // (32 * PER_THREAD)))
+        return max(1, min(32, self.features * self.rows // (32 * self.per_thread)))
 
     def tensor(self, array: jax.Array) -> jax.Array:
         """An array of x's shape as the kernel sees it."""
@@ -86,14 +88,22 @@ class Tiling:
         return self.shape[:1] if self.axis == 1 else (self.shape[0], self.shape[2])
 
 
-def tiling(shape: tuple[int, int, int], size: int = TILE) -> Tiling:
-    """Tiles of about `size` elements; all of their sums are ordered alike, however many rows."""
+def tiling(shape: tuple[int, int, int], size: int = TILE, *, samples: int = 1, split: int = 1) -> Tiling:
+    """Tiles of about `size` elements; all of their sums are ordered alike, however many rows.
+
+    Args:
+      shape: (before, features, after).
+      size: Elements of a tile.
+      samples: As in `Tiling`.
+      split: By how much a row's widest tile and what a thread holds of it are smaller than usual, for kernels that keep
+        more tensors.
+    """
     _, features, after = shape
-    width = pl.next_power_of_2(features)
+    width, per_thread = pl.next_power_of_2(features), PER_THREAD // split
     if after == 1:
-        width = min(width, FEATURES)
-        return Tiling(shape, width, max(1, size // width))
-    return Tiling(shape, min(width, size // COLUMNS), COLUMNS)
+        width = min(width, FEATURES // split)
+        return Tiling(shape, width, max(1, size // width), samples, per_thread)
+    return Tiling(shape, min(width, size // COLUMNS), COLUMNS, samples, per_thread)
 
 
 class Tile:

@@ -5,7 +5,6 @@ number of programs, each with its own sums of the parameters' gradients: one row
 the number of rows.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -80,9 +79,9 @@ def _call(kernel, name: str, settings: RowNorm, tiling: Tiling, programs: int, i
     return dict(zip(outputs, results, strict=True))
 
 
-def _tiling(settings: RowNorm, x: jax.Array, size: int) -> Tiling:
-    tiles = _gpu_tiling.tiling(before_axis_after(x.shape, settings.axes), size)
-    return dataclasses.replace(tiles, samples=x.shape[0]) if settings.samples else tiles
+def _tiling(settings: RowNorm, x: jax.Array, size: int, split: int = 1) -> Tiling:
+    samples = x.shape[0] if settings.samples else 1
+    return _gpu_tiling.tiling(before_axis_after(x.shape, settings.axes), size, samples=samples, split=split)
 
 
 def _parameter(settings: RowNorm, parameter: jax.Array) -> jax.Array:
@@ -175,7 +174,8 @@ def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tup
     (*tensors, shift, rstd), (scale, bias) = saved, parameters
     varied, whole = dict(zip(("x", "gate"), tensors, strict=False)), tensors[0]
     wanted = [n for n, p in (("dscale", scale), ("dbias", bias)) if p is not None]
-    tiles = _tiling(settings, whole, _gpu_tiling.TILE * max(1, len(wanted)))
+    # Three tensors and the sums of a row of 8192 would not fit the registers.
+    tiles = _tiling(settings, whole, _gpu_tiling.TILE * max(1, len(wanted)), split=2 if settings.gate else 1)
     per_sample = tiles.tiles // tiles.samples
     # Without sums to keep there is no reason to stay.
     if wanted:
