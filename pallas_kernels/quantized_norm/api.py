@@ -15,8 +15,8 @@ from pallas_kernels.quantized_norm import gpu, reference, tpu
 from pallas_kernels.quantized_norm.formula import DTYPES, Quantized
 
 FORWARD = {"xla": reference.forward, "mosaic_tpu": tpu.forward, "triton": gpu.forward}
-# XLA fuses the quantization into its one kernel on a GPU, and on a TPU into the two sweeps it needs anyhow.
-GPU_DEFAULT = ("xla", "xla")
+# On a GPU XLA takes three kernels, which read x twice.
+GPU_DEFAULT = ("triton", "triton")
 
 
 def quantized_rms_norm(
@@ -41,7 +41,8 @@ def quantized_rms_norm(
     never rounded and never reaches memory. For inference: there is no derivative.
 
     Args:
-      x, scale, axis, epsilon, scale_offset, implementation, mesh, interpret: As in `rms_norm`.
+      x, scale, axis, epsilon, scale_offset, mesh, interpret: As in `rms_norm`.
+      implementation: As in `rms_norm`, except that `None` means Triton on GPUs.
       dtype: Of the values: int8 (from -127 to 127, ties to even), float8_e4m3fn or float8_e5m2.
       spec: As in `rms_norm`; the values are split as `x` is and the row scales as its rows are.
 
@@ -72,6 +73,9 @@ def quantized_rms_norm(
     chosen = _dispatch.choose(implementation, GPU_DEFAULT)[0]
     settings = Quantized(axes, float(epsilon), float(scale_offset), jnp.dtype(dtype).name, interpret)
     place = placement(x, axes, mesh, spec)
+    split = place is not None and place.features
+    if implementation is None and chosen != "xla" and (split or not _axes.fits_kernel(chosen, x, scale)):
+        chosen = "xla"
     if chosen == "xla":
         return _run(settings, chosen, None, x, scale)  # XLA partitions it.
     _axes.check_kernel_dtype(chosen, x, scale)

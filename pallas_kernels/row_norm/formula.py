@@ -58,6 +58,11 @@ class RowNorm:
         return ("x", *(["residual"] if self.residual else []), *(["gate"] if self.gate else []))
 
     @property
+    def held(self) -> int:
+        """How many times the values of the plain norm a kernel holds: what does not fit registers fills VMEM."""
+        return 2 if self.gate else 1
+
+    @property
     def name(self) -> str:
         """What kernels are called in a program."""
         return f"{'gated_' if self.gate else ''}{self.kind}_norm"

@@ -99,7 +99,7 @@ def forward(settings: RowNorm, inputs: tuple, save: bool, block: int | None = No
     whole = tensors[-1] if settings.residual else tensors[0]
     dtypes = tuple(t.dtype for t in tensors)
     outputs = dtypes if settings.residual else dtypes[:1]
-    group = _tpu_blocks.group_of_rows(shape[1], dtypes)
+    group = _tpu_blocks.group_of_rows(shape[1] * settings.held, dtypes)
     tile = _tiling(settings, whole)(shape, group, (*dtypes, *outputs), 16 if shape[2] == 1 else 4 * LANES, block)
     operands = dict(zip(settings.tensors, map(tile.tensor, tensors), strict=True))
     operands |= {n: tile.parameter(p) for n, p in (("scale", scale), ("bias", bias)) if p is not None}
@@ -175,7 +175,7 @@ def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tup
     varied, whole = dict(zip(("x", "gate"), tensors, strict=False)), tensors[0]
     shape = before_axis_after(whole.shape, settings.axes)
     dtypes = tuple(t.dtype for t in tensors)
-    group = _tpu_blocks.group_of_rows(shape[1], (cotangents[-1].dtype, *dtypes))
+    group = _tpu_blocks.group_of_rows(shape[1] * settings.held, (cotangents[-1].dtype, *dtypes))
     fixed = 80 if shape[2] == 1 else 3 * 4 * LANES
     blocked = (*dtypes, *(c.dtype for c in cotangents), *dtypes)
     tile = _tiling(settings, whole)(shape, group, blocked, fixed, block)
