@@ -27,11 +27,15 @@ class Tiling:
       shape: Of the whole array.
       features: Of a tile, a power of two; several tiles make a row where this is smaller.
       rows: Of a tile, a power of two that does not depend on their number: neither does the order of any sum.
+      samples: Equal parts of the rows, with parameters of their own, that no tile crosses.
+      per_thread: Elements of a tile that a thread holds.
     """
 
     shape: tuple[int, int, int]
     features: int
     rows: int
+    samples: int = 1
+    per_thread: int = PER_THREAD
 
     @property
     def axis(self) -> int:
@@ -45,18 +49,23 @@ class Tiling:
 
     @property
     def side(self) -> int:
-        """How many rows lie beside each other in the array; for after = 1 all of them."""
-        return self.shape[0] if self.axis == 1 else self.shape[2]
+        """How many rows lie beside each other in the array; for after = 1 all of them, or those of a sample."""
+        return self.shape[0] // self.samples if self.axis == 1 else self.shape[2]
 
     @property
     def tiles(self) -> int:
         """Tiles that hold the first feature."""
-        return pl.cdiv(self.side, self.rows) * (1 if self.axis == 1 else self.shape[0])
+        return self.tiles_beside * (self.samples if self.axis == 1 else self.shape[0])
+
+    @property
+    def tiles_beside(self) -> int:
+        """Those of rows that lie beside each other."""
+        return pl.cdiv(self.side, self.rows)
 
     @property
     def warps(self) -> int:
         """Warps of a program."""
-        return max(1, min(32, self.features * self.rows // (32 * PER_THREAD)))
+        return max(1, min(32, self.features * self.rows // (32 * self.per_thread)))
 
     def tensor(self, array: jax.Array) -> jax.Array:
         """An array of x's shape as the kernel sees it."""
@@ -79,25 +88,34 @@ class Tiling:
         return self.shape[:1] if self.axis == 1 else (self.shape[0], self.shape[2])
 
 
-def tiling(shape: tuple[int, int, int], size: int = TILE) -> Tiling:
-    """Tiles of about `size` elements; all of their sums are ordered alike, however many rows."""
+def tiling(shape: tuple[int, int, int], size: int = TILE, *, samples: int = 1, split: int = 1) -> Tiling:
+    """Tiles of about `size` elements; all of their sums are ordered alike, however many rows.
+
+    Args:
+      shape: (before, features, after).
+      size: Elements of a tile.
+      samples: As in `Tiling`.
+      split: By how much a row's widest tile and what a thread holds of it are smaller than usual, for kernels that keep
+        more tensors.
+    """
     _, features, after = shape
-    width = pl.next_power_of_2(features)
+    width, per_thread = pl.next_power_of_2(features), PER_THREAD // split
     if after == 1:
-        width = min(width, FEATURES)
-        return Tiling(shape, width, max(1, size // width))
-    return Tiling(shape, min(width, size // COLUMNS), COLUMNS)
+        width = min(width, FEATURES // split)
+        return Tiling(shape, width, max(1, size // width), samples, per_thread)
+    return Tiling(shape, min(width, size // COLUMNS), COLUMNS, samples, per_thread)
 
 
 class Tile:
     """One tile of the grid inside a kernel: its masks, and what is loaded and stored through them."""
 
-    def __init__(self, tiling: Tiling, index: jax.Array):
-        self.tiling = tiling
-        per_slab = pl.cdiv(tiling.side, tiling.rows)
+    def __init__(self, tiling: Tiling, index: jax.Array, sample: jax.Array | None = None):
+        self.tiling, self.sample = tiling, sample
+        per_slab = tiling.tiles_beside
         whole = tiling.axis == 1
         self.slab, beside = (None, index) if whole else (jax.lax.div(index, per_slab), jax.lax.rem(index, per_slab))
-        self.rows = pl.ds(beside * tiling.rows, tiling.rows)
+        first = beside * tiling.rows if sample is None else sample * tiling.side + beside * tiling.rows
+        self.rows = pl.ds(first, tiling.rows)
         # Also false for tiles beyond the last, which the last round of a fixed number of programs may have.
         self.exist = (beside * tiling.rows + jnp.arange(tiling.rows) < tiling.side) & (index < tiling.tiles)
 
@@ -133,21 +151,29 @@ class Tile:
 
     def sums(self, terms) -> tuple[jax.Array, ...]:
         """Sums of `terms(feature)` over all tiles of a row."""
+        return self._fold(terms, jnp.add, jnp.sum)
+
+    def maxima(self, terms) -> tuple[jax.Array, ...]:
+        """Maxima of `terms(feature)`, none of them negative, over all tiles of a row."""
+        return self._fold(terms, jnp.maximum, jnp.max)
+
+    def _fold(self, terms, combine, whole) -> tuple[jax.Array, ...]:
         totals = None
         for feature in self.tiling.chunks:
             found = [jnp.where(self.mask(feature), term, 0.0) for term in terms(feature)]
-            found = tuple(jnp.sum(term, axis=self.tiling.axis, keepdims=True) for term in found)
-            totals = found if totals is None else tuple(a + b for a, b in zip(totals, found, strict=True))
+            found = tuple(whole(term, axis=self.tiling.axis, keepdims=True) for term in found)
+            totals = found if totals is None else tuple(map(combine, totals, found))
         assert totals is not None
         return totals
 
 
-def parameter(ref, feature: int, tiling: Tiling) -> jax.Array | None:
-    """A tile of a parameter in float32, which broadcasts to the tiles of a tensor."""
+def parameter(ref, feature: int, tiling: Tiling, sample: jax.Array | None = None) -> jax.Array | None:
+    """A tile of a parameter, or of that of a sample, in float32, which broadcasts to the tiles of a tensor."""
     if ref is None:
         return None
     mask = feature + jnp.arange(tiling.features) < tiling.shape[1]
-    values = plt.load(ref.at[pl.ds(feature, tiling.features)], mask=mask, other=0.0)
+    features = pl.ds(feature, tiling.features)
+    values = plt.load(ref.at[features] if sample is None else ref.at[sample, features], mask=mask, other=0.0)
     return jnp.expand_dims(values.astype(F32), 1 - tiling.axis)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels._placement import Placement, Role
+from pallas_kernels._placement import PARAMETERS, Placement, Role
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Operation:
       forward: `forward(settings, inputs, save) -> (outputs, saved)`, tuples of local arrays; `saved` is empty unless
         `save`.
       backward: `backward(settings, parameters, saved, cotangents) -> gradients` of the inputs, where `parameters` are
-        the inputs in the role "feature" and their gradients are float32 sums over the local rows.
+        the inputs in the roles "feature" and "sample" and their gradients are float32 sums over the local rows.
       settings: Static and hashable, handed to both.
       inputs, outputs, saved: The role of each array. Absent inputs are `None` and have a role too.
       placement: Where the arrays live, or `None` for one device.
@@ -48,7 +48,7 @@ def _placed(operation: Operation, function: Callable, inputs: tuple, outputs: tu
 
 
 def _parameters(operation: Operation, inputs: tuple) -> tuple:
-    return tuple(i for i, role in zip(inputs, operation.inputs, strict=True) if role == "feature")
+    return tuple(i for i, role in zip(inputs, operation.inputs, strict=True) if role in PARAMETERS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -69,14 +69,16 @@ def _backward(operation: Operation, residuals, cotangents):
         gradients = operation.backward(operation.settings, parameters, saved, cotangents)
         if operation.placement is None:
             return gradients
-        return _summed_over_shards(gradients, operation.inputs, operation.placement.rows)
+        for role in PARAMETERS:
+            gradients = _summed_over_shards(gradients, operation.inputs, role, operation.placement.summed(role))
+        return gradients
 
     parameters, saved = residuals
     roles = (_parameters(operation, operation.inputs), operation.saved, operation.outputs)
     gradients = _placed(operation, function, roles, operation.inputs)(parameters, saved, cotangents)
     dtypes = iter(None if p is None else p.dtype for p in parameters)
     return tuple(
-        g if role != "feature" or (dtype := next(dtypes)) is None else g.astype(dtype)
+        g if role not in PARAMETERS or (dtype := next(dtypes)) is None else g.astype(dtype)
         for g, role in zip(gradients, operation.inputs, strict=True)
     )
 
@@ -85,11 +87,9 @@ def _backward(operation: Operation, residuals, cotangents):
 differentiable.defvjp(_forward, _backward, optimize_remat=True)
 
 
-def _summed_over_shards(gradients: tuple, roles: tuple, names: tuple[str, ...]) -> tuple:
-    """Gradients of all parameters in one all-reduce."""
-    present = [
-        i for i, (g, role) in enumerate(zip(gradients, roles, strict=True)) if role == "feature" and g is not None
-    ]
+def _summed_over_shards(gradients: tuple, roles: tuple, role: Role, names: tuple[str, ...]) -> tuple:
+    """Gradients of all parameters in a role in one all-reduce."""
+    present = [i for i, (g, r) in enumerate(zip(gradients, roles, strict=True)) if r == role and g is not None]
     if not present or not names:
         return gradients
     sums = jax.lax.psum(jnp.stack([gradients[i] for i in present]), names)

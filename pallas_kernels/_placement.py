@@ -7,8 +7,12 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 # tensor: shaped and sharded as x. feature: one number per feature, replicated over the rows; its gradient is a sum over
-# rows. row: a (before, 1, after) statistic. group: a (batch, groups, ...) statistic of groups of whole features.
-Role = Literal["tensor", "feature", "row", "group"]
+# rows. sample: (samples, features), one number per feature of each entry of x's first dimension; its gradient is a sum
+# over what lies between. row: a (before, 1, after) statistic. kept: one with x's dimensions.
+# flat: a tensor as (what is before the last two dimensions, those two).
+# group: a (batch, groups, ...) statistic of groups of whole features.
+Role = Literal["tensor", "feature", "sample", "row", "kept", "flat", "group"]
+PARAMETERS: tuple[Role, ...] = ("feature", "sample")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +33,10 @@ class Placement:
         """The mesh axes that split the features."""
         return self.names(slice(self.axes[0], self.axes[-1] + 1))
 
-    @property
-    def rows(self) -> tuple[str, ...]:
-        """The mesh axes that split the rows: what a parameter's gradient is summed over."""
-        return self.names(slice(None, self.axes[0])) + self.names(slice(self.axes[-1] + 1, None))
+    def summed(self, role: Role) -> tuple[str, ...]:
+        """The mesh axes that a parameter's gradient is summed over: those that split the rows it serves."""
+        first = 1 if role == "sample" else None
+        return self.names(slice(first, self.axes[0])) + self.names(slice(self.axes[-1] + 1, None))
 
     def of(self, role: Role) -> PartitionSpec:
         """The specification of an array in this role."""
@@ -43,6 +47,12 @@ class Placement:
             return PartitionSpec(*tuple(self.spec)[first:last])
         if role == "group":
             return PartitionSpec(next(iter(self.spec)), self.features or None)
+        if role == "kept":
+            return PartitionSpec(*(None if first <= d < last else e for d, e in enumerate(self.spec)))
+        if role == "flat":
+            return PartitionSpec(self.names(slice(None, first - 1)) or None, self.names(slice(first - 1, last)) or None)
+        if role == "sample":
+            return PartitionSpec(self.spec[0], *tuple(self.spec)[first:last])
         return PartitionSpec(self.names(slice(None, first)) or None, None, self.names(slice(last, None)) or None)
 
 
@@ -73,3 +83,13 @@ def placement(
     if len(spec) > x.ndim:
         raise ValueError(f"spec={spec} has more entries than x of shape {x.shape} has dimensions.")
     return Placement(mesh, PartitionSpec(*spec, *[None] * (x.ndim - len(spec))), axes)
+
+
+def check_whole_rows(implementation: str, place: Placement | None) -> None:
+    """Kernels need the features of a row on one device."""
+    if place is not None and place.features:
+        raise ValueError(
+            f"implementation={implementation!r} needs whole rows on each device, but {place.spec} splits the "
+            f"normalized axes {place.axes} over {place.features}; reshard x, or pass implementation=None, which sums "
+            "over the shards."
+        )

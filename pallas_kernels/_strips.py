@@ -28,17 +28,19 @@ class Strips:
       features: How many features a row has.
       group: Rows (columns) per group.
       groups: Groups in the tile.
+      lanes: Features per strip where they lie along the lanes.
     """
 
     feature_axis: int
     features: int
     group: int
     groups: int
+    lanes: int = LANES
 
     @property
     def width(self) -> int:
-        """Features per strip: the lanes of a register, or eight registers of sublanes."""
-        return LANES if self.feature_axis == 1 else 64
+        """Features per strip: the lanes of a register or of several, or eight registers of sublanes."""
+        return self.lanes if self.feature_axis == 1 else 64
 
     def rows(self, index: jax.Array | int) -> Slice:
         """The rows of a group."""
@@ -63,9 +65,16 @@ class Strips:
 
     def sums(self, terms: Callable[[Slice], tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
         """Sums over all features of each of the terms, which keep their axis."""
+        return self._fold(terms, jnp.add, jnp.sum)
+
+    def maxima(self, terms: Callable[[Slice], tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
+        """Maxima over all features of each of the terms, none of them negative, which keep their axis."""
+        return self._fold(terms, jnp.maximum, jnp.max)
+
+    def _fold(self, terms, combine, whole) -> tuple[jax.Array, ...]:
         full, tail = divmod(self.features, self.width)
-        add = lambda features, sums: tuple(s + t for s, t in zip(sums, terms(features), strict=True))  # noqa: E731
-        reduce = functools.partial(jnp.sum, axis=self.feature_axis, keepdims=True)
+        add = lambda features, found: tuple(map(combine, found, terms(features)))  # noqa: E731
+        reduce = functools.partial(whole, axis=self.feature_axis, keepdims=True)
         totals = None
         if full:
             shape = (self.group, self.width) if self.feature_axis == 1 else (self.width, self.group)
@@ -74,7 +83,7 @@ class Strips:
             totals = tuple(map(reduce, self._loop(full, add, zeros)))
         if tail:
             last = tuple(map(reduce, terms(pl.ds(full * self.width, tail))))
-            totals = last if totals is None else tuple(a + b for a, b in zip(totals, last, strict=True))
+            totals = last if totals is None else tuple(map(combine, totals, last))
         assert totals is not None
         return totals
 

@@ -69,7 +69,7 @@ class Tiling:
         return whole((1, self.features) if self.lanes else (self.features, 1), self.grid)
 
     @property
-    def statistic_shape(self) -> tuple[int, int, int]:
+    def statistic_shape(self) -> tuple[int, ...]:
         """Groups of rows along the lanes: (rows, 1) would be padded to 128 lanes in HBM."""
         if self.lanes:
             return (pl.cdiv(self.before, self.blocks.group), 1, self.blocks.group)
@@ -83,9 +83,14 @@ class Tiling:
         return pl.BlockSpec((None, 1, self.blocks.block), lambda i, j: (i, 0, j))
 
     @property
-    def sums_shape(self) -> tuple[int, int]:
+    def sums_shape(self) -> tuple[int, ...]:
         """A parameter's gradient before the sum over the last sublanes or lanes, which XLA does."""
         return (8, self.features) if self.lanes else (self.features, self.blocks.group)
+
+    @property
+    def sums_spec(self) -> pl.BlockSpec:
+        """All of it, in every step."""
+        return whole(self.sums_shape, self.grid)
 
 
 def whole(shape: tuple[int, ...], grid: tuple[int, ...]) -> pl.BlockSpec:
@@ -130,6 +135,17 @@ def write_statistic(ref, value: jax.Array | None, group: jax.Array | int, tile: 
 def read_statistic(ref, group: jax.Array | int, tile: Tiling) -> jax.Array:
     """A statistic of a group, which broadcasts to its strips."""
     return _to_sublanes(ref[group]) if tile.lanes else ref[0:1, tile.strips.rows(group)]
+
+
+def accumulate(ref, features: Slice, term: jax.Array, valid: jax.Array | None, tile: Tiling) -> None:
+    """Adds a strip's terms, those of rows that exist, to a parameter's gradient."""
+    term = term if valid is None else jnp.where(valid, term, 0.0)
+    if tile.lanes and ref.shape[0] == 1:
+        ref[:, features] += jnp.sum(term, axis=0, keepdims=True)
+    elif tile.lanes:
+        ref[:, features] += jnp.sum(term.reshape(-1, 8, term.shape[1]), axis=0)
+    else:
+        ref[features, : term.shape[1]] += term
 
 
 def wide(ref, index) -> jax.Array:

@@ -31,6 +31,10 @@ ROOMS = [
     "pallas_kernels.peri_norm",
     "pallas_kernels.projection",
     "pallas_kernels.group_norm",
+    "pallas_kernels.gated_norm",
+    "pallas_kernels.modulated_norm",
+    "pallas_kernels.qk_norm",
+    "pallas_kernels.quantized_norm",
     "pallas_kernels.row_norm",
 ]
 # Floors from the ground up: a module may import from its own floor or from below.

@@ -1,7 +1,6 @@
 """`python -m pallas_kernels.analysis`: kernels on chips that need not be there, as a table and JSON."""
 
 import argparse
-import inspect
 import itertools
 import os
 import pathlib
@@ -83,10 +82,7 @@ def _measured(chip: str, *names) -> dict[str, Any]:
 
 def _stack_rows(chip: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows, measured = [], {}
-    # The stream is one of rows, forward and backward: norms of feature maps and updates of weights have no place in it.
-    kernels = [name for name in options.kernel if "axis" in inspect.signature(cases.kernels()[name]).parameters]
-    kernels = [name for name in kernels if "backward" in cases.directions(name)]
-    for kernel, direction in itertools.product(kernels, options.direction):
+    for kernel, direction in itertools.product(filter(stack.fits, options.kernel), options.direction):
         for implementation in (*_implementations(chip, options), None):
             size = (options.tokens, options.width, options.hidden)
             row = {"chip": chip, "kernel": kernel, "direction": direction, "shape": "x".join(map(str, size))}

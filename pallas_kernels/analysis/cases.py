@@ -14,7 +14,7 @@ from pallas_kernels.analysis.core import bytes_of
 
 Direction = Literal["forward", "backward"]
 # Array arguments of the public calls by their part: like x, one number per feature, or one per norm.
-TENSORS = ("x", "residual", "weight", "update")
+TENSORS = ("x", "residual", "gate", "weight", "update")
 PARAMETERS = ("scale", "bias", "scale_out", "scale_in")
 NORMS = ("radius",)
 
@@ -34,9 +34,9 @@ def kernels() -> dict[str, Callable]:
 
 
 def directions(kernel: str) -> tuple[Direction, ...]:
-    """The passes a kernel has: an optimizer's step is not differentiated."""
-    is_step = "radius" in inspect.signature(_kernel(kernel)).parameters
-    return ("forward",) if is_step else ("forward", "backward")
+    """The passes a kernel has: an optimizer's step is not differentiated, nor is a rounding to a byte."""
+    parameters = inspect.signature(_kernel(kernel)).parameters
+    return ("forward",) if {"radius", "dtype"} & set(parameters) else ("forward", "backward")
 
 
 def shapes(kernel: str) -> dict:
@@ -48,6 +48,10 @@ def shapes(kernel: str) -> dict:
 def case(kernel: str, direction: Direction, shape: str, implementation: str | None) -> Case:
     """The forward or the backward pass of a kernel alone, on a named shape."""
     function, named = _kernel(kernel), _shape(kernel, shape)
+    if direction not in directions(kernel):
+        raise ValueError(f"{kernel} has no backward pass; analyse its forward pass.")
+    if hasattr(named, "arrays"):  # A family whose arrays are not all of x's shape says what they are.
+        return program(named.call(function, implementation), named.arrays(), direction, saves=implementation != "xla")
     args = arguments(kernel, named)
     call = functools.partial(_call, function, tuple(args), implementation, _options(function, named))
     return program(call, args, direction, saves=implementation != "xla")

@@ -16,6 +16,13 @@ from pallas_kernels.analysis.cases import PARAMETERS, Direction, kernels
 from pallas_kernels.analysis.core import analyse, bytes_of
 
 
+def fits(kernel: str) -> bool:
+    """Whether a kernel takes what a stack has for it: a stream, alone or with what is added to it."""
+    parameters = inspect.signature(kernels()[kernel]).parameters.values()
+    arrays = {p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+    return arrays <= {"x", "residual", *PARAMETERS}
+
+
 def passes(
     kernel: str,
     implementation: str | None,

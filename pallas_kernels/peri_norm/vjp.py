@@ -11,10 +11,9 @@ from jax.sharding import Mesh, PartitionSpec
 from pallas_kernels import _axes, _dispatch
 from pallas_kernels._dispatch import Implementation
 from pallas_kernels._operation import Operation, differentiable
-from pallas_kernels._placement import Placement, Role, placement
+from pallas_kernels._placement import Placement, Role, check_whole_rows, placement
 from pallas_kernels.peri_norm import gpu, reference, tpu
 from pallas_kernels.peri_norm.formula import NormAdd
-from pallas_kernels.row_norm.vjp import check_whole_rows
 
 FORWARD = {"xla": reference.forward, "mosaic_tpu": tpu.forward, "triton": gpu.forward}
 BACKWARD = {"xla": reference.backward, "mosaic_tpu": tpu.backward, "triton": gpu.backward}

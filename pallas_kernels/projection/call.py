@@ -10,9 +10,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels import _axes, _dispatch
 from pallas_kernels._dispatch import Implementation
-from pallas_kernels._placement import Placement, placement
+from pallas_kernels._placement import Placement, check_whole_rows, placement
 from pallas_kernels.projection import gpu, reference, tpu
-from pallas_kernels.row_norm.vjp import check_whole_rows
 
 KERNELS = {"mosaic_tpu": tpu.project, "triton": gpu.project}
 

@@ -17,6 +17,7 @@ from typing import Literal
 import jax
 
 from pallas_kernels._axes import wide
+from pallas_kernels.row_norm.gate import Gate
 
 Kind = Literal["layer", "rms", "crms"]
 # Sums the terms of a function of the row's tensors over the row; each sum keeps its axis.
@@ -33,6 +34,9 @@ class RowNorm:
       epsilon: Under the root.
       scale_offset: Added to the scale; 1 for a scale that is stored around zero.
       residual: Whether a second input is added first, and the sum is a second output.
+      gate: How a second input multiplies; a gated norm has no bias.
+      samples: Whether scale and bias are (samples, features), x being (samples, ..., features).
+      heads: Whether rows are those of heads, which a TPU keeps side by side.
       feature_names: Mesh axes that split the rows themselves; XLA only.
       interpret: Whether kernels run in Pallas's interpreter; a TPU kernel takes `pltpu.InterpretParams` too.
     """
@@ -42,8 +46,26 @@ class RowNorm:
     epsilon: float
     scale_offset: float = 0.0
     residual: bool = False
+    gate: Gate | None = None
+    samples: bool = False
+    heads: bool = False
     feature_names: tuple[str, ...] = ()
     interpret: object = False
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The inputs of x's shape."""
+        return ("x", *(["residual"] if self.residual else []), *(["gate"] if self.gate else []))
+
+    @property
+    def held(self) -> int:
+        """How many times the values of the plain norm a kernel holds: what does not fit registers fills VMEM."""
+        return 2 if self.gate else 1
+
+    @property
+    def name(self) -> str:
+        """What kernels are called in a program."""
+        return f"{'gated_' if self.gate else ''}{self.kind}_norm"
 
 
 def statistics(kind: Kind, n: int, epsilon: float, sums: Sums) -> tuple[jax.Array | None, jax.Array]:

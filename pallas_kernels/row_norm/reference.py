@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels._axes import before_axis_after, wide
-from pallas_kernels.row_norm import formula
+from pallas_kernels.row_norm import formula, gate
 from pallas_kernels.row_norm.formula import RowNorm
 
 
@@ -18,20 +18,25 @@ def forward(settings: RowNorm, inputs: tuple, save: bool) -> tuple[tuple, tuple]
     *tensors, scale, bias = inputs
     x = _sum(*tensors) if settings.residual else wide(tensors[0])
     whole = x.astype(tensors[1].dtype) if settings.residual else tensors[0]
+    z = wide(tensors[1]).astype(x.dtype) if settings.gate else None
+    x = gate.before(settings.gate, x, z)
     shift, rstd = _statistics(settings, x)
     weight, bias = (_along(p, x, settings) for p in (formula.weight(scale, settings.scale_offset), bias))
-    y = formula.output(formula.centred(settings.kind, x, shift), rstd, weight, bias).astype(tensors[0].dtype)
+    y = formula.output(formula.centred(settings.kind, x, shift), rstd, weight, bias)
+    y = gate.after(settings.gate, y, z).astype(tensors[0].dtype)
     outputs = (whole, y) if settings.residual else (y,)
     if not save:
         return outputs, ()
     before, _, after = before_axis_after(x.shape, settings.axes)
-    return outputs, (whole, *(None if s is None else s.reshape(before, 1, after) for s in (shift, rstd)))
+    kept = tensors if settings.gate else (whole,)
+    return outputs, (*kept, *(None if s is None else s.reshape(before, 1, after) for s in (shift, rstd)))
 
 
 def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tuple) -> tuple:
     """Gradients of the inputs; those of the parameters are float32 sums over the local rows."""
-    (whole, shift, rstd), (scale, bias), kind = saved, parameters, settings.kind
-    x, dy = wide(whole), wide(cotangents[-1])
+    (whole, *gates, shift, rstd), (scale, bias), kind = saved, parameters, settings.kind
+    z = wide(gates[0]).astype(wide(whole).dtype) if settings.gate else None
+    x, dy = gate.before(settings.gate, wide(whole), z), gate.after(settings.gate, wide(cotangents[-1]), z)
     kept = [1 if a in settings.axes else size for a, size in enumerate(x.shape)]
     shift, rstd = None if shift is None else shift.reshape(kept), rstd.reshape(kept)
     weight = _along(formula.weight(scale, settings.scale_offset), x, settings)
@@ -39,12 +44,16 @@ def backward(settings: RowNorm, parameters: tuple, saved: tuple, cotangents: tup
     sums = lambda terms: _sums(terms(x, g), settings)  # noqa: E731
     mean, slope = formula.projections(kind, _features(settings, x), shift, rstd, sums)
     dx = formula.input_gradient(kind, x, g, shift, rstd, mean, slope)
-    rows = tuple(a for a in range(x.ndim) if a not in settings.axes)
+    rows = _rows(x, settings)
     dscale = None if scale is None else jnp.sum(dy * (formula.centred(kind, x, shift) * rstd), rows)
     dbias = None if bias is None else jnp.sum(dy, rows)
     if settings.residual:
         dx = dx + wide(cotangents[0])
         return dx.astype(cotangents[1].dtype), dx.astype(whole.dtype), dscale, dbias
+    if settings.gate is not None and z is not None:
+        y = formula.output(formula.centred(kind, x, shift), rstd, weight, None)
+        dx, dz = gate.gradients(settings.gate, wide(whole), z, y, wide(cotangents[0]), dx)
+        return dx.astype(whole.dtype), dz.astype(gates[0].dtype), dscale, dbias
     return dx.astype(whole.dtype), dscale, dbias
 
 
@@ -60,7 +69,13 @@ def _along(parameter: jax.Array | None, x: jax.Array, settings: RowNorm) -> jax.
     """A parameter that broadcasts to x."""
     if parameter is None:
         return None
-    return jnp.expand_dims(parameter, [a for a in range(x.ndim) if a not in settings.axes]).astype(x.dtype)
+    return jnp.expand_dims(parameter, _rows(x, settings)).astype(x.dtype)
+
+
+def _rows(x: jax.Array, settings: RowNorm) -> tuple[int, ...]:
+    """The axes along which a parameter is one."""
+    own = (0, *settings.axes) if settings.samples else settings.axes
+    return tuple(a for a in range(x.ndim) if a not in own)
 
 
 def _features(settings: RowNorm, x: jax.Array) -> int:

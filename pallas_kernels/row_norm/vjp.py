@@ -10,9 +10,10 @@ from jax.sharding import Mesh, PartitionSpec
 from pallas_kernels import _axes, _dispatch
 from pallas_kernels._dispatch import Implementation
 from pallas_kernels._operation import Operation, differentiable
-from pallas_kernels._placement import Placement, Role, placement
-from pallas_kernels.row_norm import gpu, reference, tpu
+from pallas_kernels._placement import Placement, Role, check_whole_rows, placement
+from pallas_kernels.row_norm import gpu, packed_tpu, reference, tpu
 from pallas_kernels.row_norm.formula import Kind, RowNorm
+from pallas_kernels.row_norm.gate import Gate
 
 FORWARD = {"xla": reference.forward, "mosaic_tpu": tpu.forward, "triton": gpu.forward}
 BACKWARD = {"xla": reference.backward, "mosaic_tpu": tpu.backward, "triton": gpu.backward}
@@ -27,13 +28,19 @@ def row_norm(
     axis: int | Sequence[int],
     epsilon: float,
     scale_offset: float = 0.0,
+    gate: Gate | None = None,
+    samples: bool = False,
+    heads: bool = False,
     implementation: Implementation | None,
     gpu_default: tuple[str, str],
     mesh: Mesh | None,
     spec: PartitionSpec | None,
     interpret: bool,
 ) -> tuple[jax.Array, ...]:
-    """`(y,)` of one tensor, `(sum, y)` of two. For the arguments see `layer_norm`; all families' calls end here."""
+    """`(y,)` of one tensor or of x and its gate, `(sum, y)` of x and a residual. All families' calls end here.
+
+    For the arguments see `layer_norm`.
+    """
     x = tensors[0]
     axes = _axes.normalized_axes(x, axis)
     if not epsilon >= 0:
@@ -41,10 +48,13 @@ def row_norm(
     if scale is None and scale_offset:
         raise ValueError(f"scale_offset={scale_offset} is added to a scale, but scale is None; pass zeros for it.")
     for name, parameter in (("scale", scale), ("bias", bias)):
-        _axes.check_parameter(name, parameter, x, axes)
+        _axes.check_parameter(name, parameter, x, (0, *axes) if samples else axes)
     chosen = _dispatch.choose(implementation, gpu_default)
     place = placement(x, axes, mesh, spec)
-    settings = RowNorm(kind, axes, float(epsilon), float(scale_offset), len(tensors) == 2, interpret=interpret)
+    residual = len(tensors) == 2 and gate is None
+    settings = RowNorm(
+        kind, axes, float(epsilon), float(scale_offset), residual, gate, samples, heads, interpret=interpret
+    )
     split = () if place is None else place.features
     fits = all(c == "xla" or _axes.fits_kernel(c, *tensors, scale, bias) for c in chosen)
     if implementation is None and (split or not fits):
@@ -59,14 +69,8 @@ def row_norm(
     return _operation(settings, chosen, place, *tensors, scale, bias)
 
 
-def check_whole_rows(implementation: Implementation, place: Placement | None) -> None:
-    """A kernel sees whole rows."""
-    if place is not None and place.features:
-        raise ValueError(
-            f"implementation={implementation!r} needs whole rows on each device, but {place.spec} splits the "
-            f"normalized axes {place.axes} over {place.features}; reshard x, or pass implementation=None, which sums "
-            "over the shards."
-        )
+def _tensors(count: int) -> tuple[Role, ...]:
+    return ("tensor",) * count
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -76,16 +80,17 @@ def _reference(settings: RowNorm, *inputs: jax.Array | None) -> tuple[jax.Array,
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _operation(
-    settings: RowNorm, chosen: tuple[str, str], place: Placement | None, *inputs: jax.Array | None
+    settings: RowNorm, chosen: tuple[str, str], place: Placement | None, x: jax.Array, *others: jax.Array | None
 ) -> tuple[jax.Array, ...]:
-    tensors: tuple[Role, ...] = ("tensor",) * (len(inputs) - 2)
+    parameter: Role = "sample" if settings.samples else "feature"
+    packed = settings.heads and "mosaic_tpu" in chosen and packed_tpu.fits(x.shape, settings.axes)
     operation = Operation(
-        FORWARD[chosen[0]],
-        BACKWARD[chosen[1]],
+        packed_tpu.forward if packed else FORWARD[chosen[0]],
+        packed_tpu.backward if packed else BACKWARD[chosen[1]],
         settings,
-        inputs=(*tensors, "feature", "feature"),
-        outputs=tensors,
-        saved=("tensor", "row", "row"),
+        inputs=(*_tensors(len(settings.tensors)), parameter, parameter),
+        outputs=_tensors(2 if settings.residual else 1),
+        saved=("flat" if packed else "tensor", *_tensors(1 if settings.gate else 0), "row", "row"),
         placement=place,
     )
-    return differentiable(operation, *inputs)
+    return differentiable(operation, x, *others)

@@ -19,6 +19,8 @@ def test_kernels_are_the_public_calls_with_implementations():
 
 # Reads and writes of tensors that differ from those of a norm, or of an addition and a norm.
 PASSES = {
+    "gated_rms_norm": {"forward": 3, "backward": 5},
+    "quantized_rms_norm": {"forward": 1.5},
     "norm_add": {"forward": 3, "backward": 3},
     "norm_add_norm": {"forward": 4, "backward": 6},
     "project": {"forward": 2},
@@ -26,12 +28,22 @@ PASSES = {
 }
 
 
+# A shape and the bytes of a tensor, or of those that are one.
+SEVERAL = {"qk_norm": ("8192x32+8x128_bf16", 80 * 2**20), "modulate_layer_norm": ("8x4096x3072_bf16", 192 * 2**20)}
+
+
+def _first(kernel):
+    if kernel in SEVERAL:
+        return SEVERAL[kernel]
+    name, shape = next(iter(cases.shapes(kernel).items()))
+    return name, math.prod(shape.shape) * jnp.dtype(shape.dtype).itemsize
+
+
 @pytest.mark.parametrize("kernel", cases.kernels())
 @pytest.mark.parametrize("implementation", ["xla", "mosaic_tpu", "triton"])
 def test_ideal_is_the_same_for_all(kernel, implementation):
     tensors = {"forward": 2, "backward": 3} if "add" not in kernel else {"forward": 4, "backward": 4}
-    name, shape = next(iter(cases.shapes(kernel).items()))
-    tensor = math.prod(shape.shape) * jnp.dtype(shape.dtype).itemsize
+    name, tensor = _first(kernel)
     for direction, passes in PASSES.get(kernel, tensors).items():
         found = cases.case(kernel, direction, name, implementation)
         # The tensors, and at most 0.1 % for parameters of one number a feature.
@@ -55,6 +67,8 @@ def test_backward_pass_of_a_kernel_runs_from_what_was_saved(rng):
 
 
 def test_unknown_names_list_the_known_ones():
+    with pytest.raises(ValueError, match="quantized_rms_norm has no backward pass"):
+        cases.case("quantized_rms_norm", "backward", "8192x4096_bf16", "xla")
     with pytest.raises(ValueError, match=r"kernel='batch_norm' is unknown; expected one of .*rms_norm"):
         cases.case("batch_norm", "forward", "8192x4096_bf16", "xla")
     with pytest.raises(ValueError, match=r"shape='1x1' is unknown to rms_norm; expected one of 8192x4096_bf16"):
