@@ -35,7 +35,9 @@ SEVERAL = {"qk_norm": ("8192x32+8x128_bf16", 80 * 2**20), "modulate_layer_norm":
 def _first(kernel):
     if kernel in SEVERAL:
         return SEVERAL[kernel]
-    name, shape = next(iter(cases.shapes(kernel).items()))
+    shapes = cases.shapes(kernel)
+    name = "8192x4096_bf16" if "8192x4096_bf16" in shapes else next(iter(shapes))
+    shape = shapes[name]
     return name, math.prod(shape.shape) * jnp.dtype(shape.dtype).itemsize
 
 
