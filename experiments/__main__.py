@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from experiments import UsageError, accuracy, overhead, plasticity, speed
+from experiments import UsageError, accuracy, overhead, plasticity, signal_propagation, speed
 
 
 class Experiment(NamedTuple):
@@ -20,6 +20,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "plasticity": Experiment(plasticity.Config, plasticity.run),
     "accuracy": Experiment(accuracy.Accuracy, accuracy.main),
     "overhead": Experiment(overhead.Config, overhead.run),
+    "signal_propagation": Experiment(signal_propagation.Config, signal_propagation.run),
     "speed": Experiment(speed.Config, speed.main),
 }
 

@@ -223,13 +223,16 @@ class Transformer(nnx.Module):
         Returns:
           An array like `x`.
         """
-        *_, last = self.carries(x, mask=mask, positions=positions)
+        *_, last = self._carries(x, mask, positions, every=False)
         return self.ended(last)
 
     def carries(
         self, x: jax.Array, *, mask: jax.Array | None = None, positions: jax.Array | None = None
     ) -> Iterator[Any]:
-        """The stream (or pair of streams) that enters the first block, and that after each block or scanned run."""
+        """The stream (or pair of streams) that enters the first block, and that after each block."""
+        return self._carries(x, mask, positions, every=True)
+
+    def _carries(self, x, mask, positions, *, every: bool) -> Iterator[Any]:
         if x.shape[-1] != self.config.features:
             raise ValueError(f"expected {self.config.features} features on the last axis, got x of shape {x.shape}.")
         options: dict[str, Any] = {"mask": mask, "positions": positions}
@@ -242,8 +245,8 @@ class Transformer(nnx.Module):
         step = nnx.remat(step) if self.config.remat else step
         for block, scanned in zip(self.blocks, self._lengths(), strict=True):
             if scanned:
-                run = nnx.scan(step, in_axes=(0, nnx.Carry, None), out_axes=nnx.Carry)
-                carry = run(block, carry, options)
+                carry, between = _scanned(step, every)(block, carry, options)
+                yield from (jax.tree.map(lambda leaf, i=i: leaf[i], between) for i in range(scanned - 1) if every)
             else:
                 carry = step(block, carry, options)
             yield carry
@@ -262,6 +265,17 @@ class Transformer(nnx.Module):
             return first + self.final_norm(second)
         assert self.second_norm is not None
         return self.final_norm(first) + self.second_norm(second)
+
+
+def _scanned(step: Callable[..., Any], every: bool) -> Callable[..., Any]:
+    """A loop over stacked blocks; the streams between them are kept where they are asked for."""
+
+    @nnx.scan(in_axes=(0, nnx.Carry, None), out_axes=(nnx.Carry, 0))
+    def run(block, carry, options):
+        carry = step(block, carry, options)
+        return carry, carry if every else None
+
+    return run
 
 
 def _stacked(make: Callable[..., Block], plan: BlockPlan, count: int, rngs: nnx.Rngs) -> Block:

@@ -1,6 +1,5 @@
 """A recorded block against our module: outputs, states, and gradients under the recorded names."""
 
-import contextlib
 import functools
 import re
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tests.golden.adapters._compilation import quick_compilation
 from tests.golden.adapters._kinds import Check
 from tests.golden.comparison import assert_close
 from tests.golden.vectors import Vector, group
@@ -84,7 +84,7 @@ def check(make: Callable[[Vector], Callable[[Arrays, Arrays], Any]], tolerance: 
     def adapter(vector: Vector) -> Check:
         def run(vector: Vector) -> None:
             wide = "float64" in vector.sidecar.get("compute", "")
-            with jax.enable_x64(wide), _quick_compilation():
+            with jax.enable_x64(wide), quick_compilation():
                 dtype, allowed = (jnp.float64, 1e-12) if wide else (jnp.float32, tolerance or BLOCK)
                 for arrays in _steps(vector.arrays()):
                     _compare(arrays, make(vector), dtype, allowed)
@@ -92,17 +92,6 @@ def check(make: Callable[[Vector], Callable[[Arrays, Arrays], Any]], tolerance: 
         return Check(run)
 
     return adapter
-
-
-@contextlib.contextmanager
-def _quick_compilation():
-    """LLVM's optimizations off: half the time, and the norms in these blocks are compared with them on elsewhere."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
 
 
 _RECORDED = {"x": "in/x", "gy": "cot/y", "y": "out/y", "gx": "gin/x"}

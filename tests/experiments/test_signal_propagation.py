@@ -1,0 +1,74 @@
+"""The laws of the placements at initialization, with the thresholds of measurements at this size."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import UsageError, signal_propagation
+from experiments.signal_propagation import Config, measure
+
+LAYERS = 16
+DEPTHS = np.arange(1, LAYERS + 1)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    names = ("pre", "post", "peri", "deep", "keel")
+    return {name: measure(name, Config(layers=LAYERS)) for name in names}
+
+
+def straightness(x, y):
+    """Slope and R² of a line through the points."""
+    slope, start = np.polyfit(x, y, 1)
+    return slope, 1 - np.var(y - slope * x - start) / np.var(y)
+
+
+def test_pre_grows_by_a_constant_per_block_and_its_gradients_fall(rows):
+    squares, gradient = rows["pre"]["mean_square"], rows["pre"]["gradient"]
+    slope, fit = straightness(DEPTHS, squares)
+    assert fit > 0.98
+    assert 0.7 < slope < 1.6
+    # The norm before the sublayer divides by the stream: gradient times root mean square is constant.
+    products = gradient * np.sqrt(squares)
+    assert products.std() < 0.15 * products.mean()
+
+
+def test_peri_adds_its_scale_twice_a_block_whatever_the_weights(rows):
+    slope, fit = straightness(DEPTHS, rows["peri"]["mean_square"])
+    assert fit > 0.98
+    assert 1.6 < slope < 2.4
+    doubled, plain = (measure("peri", Config(gain=g, layers=8))["mean_square"] for g in (2.0, 1.0))
+    np.testing.assert_allclose(doubled, plain, rtol=0.15)
+
+
+def test_layer_norm_scaling_grows_like_the_harmonic_numbers():
+    # Every block differs from the others, so that nothing is scanned: a shallow stack compiles faster.
+    squares = measure("layer_norm_scaling", Config(layers=8))["mean_square"]
+    _, fit = straightness(np.cumsum(1 / DEPTHS[:8]), squares)
+    assert fit > 0.95
+
+
+@pytest.mark.parametrize("name", ["post", "deep", "keel"])
+def test_a_norm_after_the_sum_keeps_the_stream(rows, name):
+    np.testing.assert_allclose(rows[name]["mean_square"], 1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["deep", "keel"])
+def test_scaled_residuals_keep_the_gradients(rows, name):
+    gradient = rows[name]["gradient"]
+    assert 0.9 < gradient[-1] / gradient[0] < 1.1
+
+
+def test_table_files_and_figure(tmp_path):
+    rows = signal_propagation.run(Config(only=("pre", "mix"), layers=3, features=8, hidden=16, out=tmp_path))
+    assert signal_propagation.table(rows, 3).row_count == 2
+    written = json.loads((tmp_path / "signal_propagation.json").read_text())
+    assert [row["name"] for row in written["rows"]] == ["pre", "mix"]
+    assert len(written["rows"][0]["mean_square"]) == 3
+    assert (tmp_path / "signal_propagation.png").stat().st_size > 10_000
+
+
+def test_an_unknown_placement_is_named():
+    with pytest.raises(UsageError, match="--only nowhere names no placement; there are: pre, post"):
+        Config(only=("nowhere",))
