@@ -66,7 +66,7 @@ def quick_compilation(request):
     """LLVM's optimizations off where thousands of small functions are compiled, most of them once.
 
     The same HLO in two thirds of the time. What the optimized code rounds is tested by everything else: the recorded
-    vectors, the optimizers, the accuracy table.
+    vectors, projections over thousands of steps, the accuracy table.
     """
     before = jax.config.read("jax_disable_most_optimizations")
     folder, file = request.path.parent.name, request.path.stem
