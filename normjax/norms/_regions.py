@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
-from normjax._centre import rounded
+from normjax._centre import central
 from normjax.precision import Precision, inverse_root, statistics_dtype
-from normjax.reductions import AxisName, count_valid, means, prepare, standardization
+from normjax.reductions import AxisName, count_valid, prepare, standardization
 
 
 def standardize_regions(
@@ -28,17 +28,13 @@ def standardize_regions(
     values, valid = prepare(x, mask, statistics_dtype(x.dtype, precision))
     inside = jnp.broadcast_to(foreground, values.shape)
     members = [member if valid is None else member & valid for member in (inside, ~inside)]
-    highs, lows, factors = [], [], []
     counts = [count_valid(values, member, spec) for member in members]
+    centres, factors = [], []
     for member, count in zip(members, counts, strict=True):
-        # As `normjax._centre` does for one set: an array that both regions use would be written out.
-        near = rounded(jax.lax.stop_gradient(means((values,), member, count, spec)[0]))
-        rest, square = means((values - near, jnp.square(values - near)), member, count, spec)
-        highs.append(rounded(near + rest))
-        lows.append(rest - (highs[-1] - near))
-        some = count > 0
-        share = jnp.where(some, count / jnp.maximum(sum(counts), 1), 1)
-        var = jnp.where(some, jnp.maximum(square - rest * rest, 0), 1)
-        factors.append(inverse_root(share * var, epsilon) * jnp.sqrt(share))
-    centred = values - jnp.where(foreground, *highs) - jnp.where(foreground, *lows)
-    return centred * jnp.where(foreground, *factors)
+        centre, second = central(values, member, count, spec)
+        share = jnp.where(count > 0, count / jnp.maximum(sum(counts), 1), 1)
+        factors.append(inverse_root(share * jnp.where(count > 0, second, 1), epsilon) * jnp.sqrt(share))
+        centres.append(centre)
+    # One difference for both regions, instead of two arrays of which half is thrown away.
+    centre = jax.tree.map(lambda inner, outer: jnp.where(foreground, inner, outer), *centres)
+    return centre.subtracted_from(values) * jnp.where(foreground, *factors)
