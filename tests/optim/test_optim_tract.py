@@ -86,7 +86,7 @@ def test_under_a_norm_the_step_is_no_longer_tangential(rng):
 
         @jax.jit
         def gradients(kernel):
-            plain = jax.grad(lambda w: jnp.sum(nj.batch_normalize(x @ w, axis=-1, epsilon=1e-12)[0] * readout))(kernel)
+            plain = jax.grad(lambda w: jnp.sum(nj.batch_normalize(x @ w, epsilon=1e-12)[0] * readout))(kernel)
             return plain, tract_gradient(plain, input_covariance(jnp.asarray(x)))
 
         cosine = lambda g: (
