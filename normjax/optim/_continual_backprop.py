@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from normjax.optim._leaves import next_count, require_params, wide
+from normjax.optim._leaves import is_float, next_count, require_params, wide
 from normjax.optim._paths import FlatTree, check_same_paths, flatten
+from normjax.optim._rescale import POWERS, has_moments
 from normjax.optim._units import (
     Init,
     Outgoing,
@@ -43,7 +44,9 @@ def _usefulness(flat: FlatTree, module: str, following: Any, hidden: jax.Array) 
     kernels = outgoing(flat, module, following, units).values()
     # Channels come last in a flattened image: a row belongs to unit (row mod units).
     rows = [jnp.sum(jnp.abs(wide(w)), axis=tuple(a for a in range(w.ndim) if a != w.ndim - 2)) for w in kernels]
-    weights = sum((jnp.sum(r.reshape(-1, units), axis=0) for r in rows[1:]), jnp.sum(rows[0].reshape(-1, units), axis=0))
+    weights = sum(
+        (jnp.sum(r.reshape(-1, units), axis=0) for r in rows[1:]), jnp.sum(rows[0].reshape(-1, units), axis=0)
+    )
     return mean_magnitude(hidden, units, module) * weights
 
 
@@ -59,7 +62,7 @@ def _choose(
     # Bias-corrected, as a young unit's running mean has not filled yet.
     corrected = utility / (1 - jnp.asarray(decay, utility.dtype) ** age.astype(utility.dtype))
     rank = jnp.argsort(jnp.argsort(jnp.where(mature, corrected, jnp.inf)))
-    chosen = mature & (rank < number)
+    chosen = mature & (rank < number.astype(rank.dtype))
     kept = UnitHistory(jnp.where(chosen, 0, utility), jnp.where(chosen, 0, age), due - number)
     return kept, chosen
 
@@ -143,7 +146,8 @@ def continual_backprop(
         check_same_paths(state.units, following, "The histories of units")
         updates, inner_state = optimizer.update(updates, state.inner_state, params, activations=activations, **extra)
         steps = flatten(updates)
-        moved = {p: wide(w) + wide(steps.leaves[p]).astype(wide(w).dtype) for p, w in _moving(flat, steps).items()}
+        moving = {path: wide(w) for path, w in flat.leaves.items() if path in steps.leaves and is_float(w)}
+        moved = {path: w + wide(steps.leaves[path]).astype(w.dtype) for path, w in moving.items()}
         after = FlatTree({**flat.leaves, **moved}, flat.treedef)
         units, masks = {}, {}
         for module in following:
@@ -153,7 +157,7 @@ def continual_backprop(
             jax.random.fold_in(key, state.count), after, masks, following, init, preserve_norm
         )
         replaced = {path: value - wide(flat.leaves[path]) for path, value in values.items()}
-        if _has_moments(inner_state):
+        if has_moments(inner_state, changed, POWERS):
             inner_state = reset_moments(inner_state, changed)
         return steps.replace(replaced), ContinualBackpropState(next_count(state.count), inner_state, units)
 

@@ -61,8 +61,9 @@ def hyperball(
       >>> tx = optax.chain(optax.adam(1e-3), hyperball(0.02, mask=True), track_effective_lr())
       >>> params = {"kernel": jnp.array([[3.0, 4.0]])}
       >>> _, state = tx.update({"kernel": jnp.array([[-4.0, 3.0]])}, tx.init(params), params)
-      >>> print(weight_motion(state)["kernel"].rotation.round(3))  # of the update (1, -1), 8 degrees off the tangent
-      0.02
+      >>> # Of the update (1, -1), 8 degrees off the tangent.
+      >>> print(f"{weight_motion(state)['kernel'].rotation:.3f}")
+      0.020
 
     References:
       Hyperball (AdamH, MuonH), 2026, https://arxiv.org/abs/2606.16899

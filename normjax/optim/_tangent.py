@@ -39,7 +39,7 @@ def _project(p: jax.Array, u: jax.Array, g: jax.Array, axes: Axes, threshold: An
         return tangential(p, u, axes)
     whole, result = tuple(range(p.ndim)), u
     # The finer view decides first, so it is applied last; a whole tensor is tried where some neuron fails.
-    for view in ([whole] if axes == whole else [whole, axes]):
+    for view in [whole] if axes == whole else [whole, axes]:
         size = math.prod(p.shape[a] for a in view)
         small = _cosine(p, g, view) < jnp.asarray(threshold, p.dtype) / math.sqrt(size)
         result = jnp.where(small, tangential(p, u, view), result)

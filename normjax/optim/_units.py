@@ -113,9 +113,9 @@ def require_outgoing(names: Mapping[str, Any], following: Outgoing, what: str) -
 
 
 def reset_moments(opt_state: Any, changed: Mapping[str, jax.Array]) -> Any:
-    """Optimizer state with zero moments for entries of the parameters that were replaced.
+    r"""Optimizer state with zero moments for entries of the parameters that were replaced.
 
-    .. math:: m_i \\leftarrow 0, \\quad v_i \\leftarrow 0 \\qquad \\text{where } i \\text{ changed}
+    .. math:: m_i \leftarrow 0, \quad v_i \leftarrow 0 \qquad \text{where } i \text{ changed}
 
     Fields called `mu`, `nu`, `nu_max`, `trace` and `sum_of_squares` are moments. Step counts stay: Adam's bias
     correction, one number for all entries, then makes the first steps of a replaced one smaller than in a new network.
