@@ -4,7 +4,16 @@ from normjax.models import presets as presets
 from normjax.models.attention import Attention as Attention
 from normjax.models.attention import AttentionKind as AttentionKind
 from normjax.models.cswin import CSWinBlock as CSWinBlock
+from normjax.models.dit import DiT as DiT
+from normjax.models.dit import patchify as patchify
+from normjax.models.dit import unpatchify as unpatchify
+from normjax.models.dit_block import Conditioning as Conditioning
+from normjax.models.dit_block import DiTBlock as DiTBlock
+from normjax.models.dit_block import ada_layer_norm_zero as ada_layer_norm_zero
+from normjax.models.dit_block import time_dependent as time_dependent
 from normjax.models.efficient_local_attention import EfficientLocalAttention as EfficientLocalAttention
+from normjax.models.encoder import Encoder as Encoder
+from normjax.models.encoder import MaskedHead as MaskedHead
 from normjax.models.feature_equalization import FeatureEqualization as FeatureEqualization
 from normjax.models.fit import FIT as FIT
 from normjax.models.gaussian_mixture_mask import GaussianMixtureMask as GaussianMixtureMask
@@ -14,6 +23,9 @@ from normjax.models.hyper_connections import HyperConnection as HyperConnection
 from normjax.models.hyper_connections import sinkhorn as sinkhorn
 from normjax.models.language_model import LanguageModel as LanguageModel
 from normjax.models.mlp import MLP as MLP
+from normjax.models.ngpt import NGPT as NGPT
+from normjax.models.ngpt import NGPTBlock as NGPTBlock
+from normjax.models.ngpt import ngpt_projection as ngpt_projection
 from normjax.models.polarized_attention import ParallelPolarizedAttention as ParallelPolarizedAttention
 from normjax.models.polarized_attention import SequentialPolarizedAttention as SequentialPolarizedAttention
 from normjax.models.residual import Residual as Residual
