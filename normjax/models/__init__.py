@@ -24,8 +24,8 @@ from normjax.models.hyper_connections import sinkhorn as sinkhorn
 from normjax.models.language_model import LanguageModel as LanguageModel
 from normjax.models.mlp import MLP as MLP
 from normjax.models.ngpt import NGPT as NGPT
-from normjax.models.ngpt import NGPTBlock as NGPTBlock
 from normjax.models.ngpt import ngpt_projection as ngpt_projection
+from normjax.models.ngpt_block import NGPTBlock as NGPTBlock
 from normjax.models.polarized_attention import ParallelPolarizedAttention as ParallelPolarizedAttention
 from normjax.models.polarized_attention import SequentialPolarizedAttention as SequentialPolarizedAttention
 from normjax.models.residual import Residual as Residual

@@ -1,5 +1,7 @@
 """A diffusion transformer: patches of a noisy image, blocks conditioned on time and label, the predicted noise."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -161,7 +163,7 @@ class DiT(nnx.Module):
         tokens = tokens + self._positions().astype(tokens.dtype)[None]
         if self.token:
             tokens = jnp.concatenate([condition[:, None].astype(tokens.dtype), tokens], axis=1)
-        context = {"condition": condition, "time": time if self.time_of is None else self.time_of(time)}
+        context: dict[str, Any] = {"condition": condition, "time": time if self.time_of is None else self.time_of(time)}
         for block in self.blocks:
             tokens = block(tokens, **context)
         patches = self.final_norm(tokens[:, 1:] if self.token else tokens, **context)

@@ -163,7 +163,7 @@ class DiTBlock(nnx.Module):
         return self.gate(params, update, condition).astype(update.dtype)
 
 
-def abstract_context(condition_features: int) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_context(condition_features: int) -> dict[str, Any]:
     """What a conditional norm is told of its condition when it is made."""
     condition = jax.ShapeDtypeStruct((1, condition_features), jnp.float32)
     return {"condition": condition, "time": jax.ShapeDtypeStruct((1,), jnp.float32)}
