@@ -18,6 +18,7 @@ ROOT = pathlib.Path(normjax.__file__).resolve().parents[1]
 ROOMS = [
     "normjax",
     "normjax.linen",
+    "normjax.loaders",
     "normjax.models",
     "normjax.models.presets",
     "normjax.nnx",
@@ -50,6 +51,7 @@ FLOORS = [
     ["normjax.nnx"],
     ["normjax.placements"],
     ["normjax.models"],
+    ["normjax.loaders"],
     ["normjax"],
 ]
 

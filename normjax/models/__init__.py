@@ -31,6 +31,8 @@ from normjax.models.polarized_attention import SequentialPolarizedAttention as S
 from normjax.models.residual import Residual as Residual
 from normjax.models.residual_gate import ResidualGate as ResidualGate
 from normjax.models.residual_gate import residual_gate as residual_gate
+from normjax.models.rope import LinearScaling as LinearScaling
+from normjax.models.rope import Llama3Scaling as Llama3Scaling
 from normjax.models.rope import Rope as Rope
 from normjax.models.siamese_dit import SiameseDiTBlock as SiameseDiTBlock
 from normjax.models.simplified_linear_attention import SimplifiedLinearAttention as SimplifiedLinearAttention

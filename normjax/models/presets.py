@@ -206,7 +206,7 @@ def gemma3(
     """
     kinds = (AttentionKind(window=window, rope=Rope(local_theta)),) * 5 + (AttentionKind(rope=Rope(theta)),)
     norm = rms_norm(epsilon=epsilon, scale_offset=1.0)
-    return gemma2(epsilon=epsilon, softcap=None, **{"kinds": kinds, "qk_norm": norm} | sizes)
+    return gemma2(epsilon=epsilon, **{"softcap": None, "kinds": kinds, "qk_norm": norm} | sizes)
 
 
 def cohere2(*, epsilon: float = 1e-5, theta: float = 5e4, window: int = 4096, **sizes: Any) -> TransformerConfig:

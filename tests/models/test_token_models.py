@@ -197,6 +197,10 @@ BAD = {
     "tokens": (lambda: of(bert(), IMAGES[..., 0, 0]), "expected integer tokens, got float32"),
     "float types": (lambda: of(bert(types=2), TOKENS, types=IMAGES[..., 0, 0]), "expected integer types, got float32"),
     "no types": (lambda: of(bert(), TOKENS, types=TOKENS), "make it with types=2"),
+    "too long for a language model": (
+        lambda: of(functools.partial(models.LanguageModel, LLAMA, vocabulary=7, max_tokens=3), TOKENS),
+        "got 4 tokens, expected at most max_tokens=3",
+    ),
     "too long": (lambda: of(bert(max_tokens=3), TOKENS), "got 4 tokens, expected at most max_tokens=3"),
     "no pooler": (lambda: with_head(lambda m: m.pooled(IMAGES)), "make it with pooler=True"),
     "no head": (lambda: with_head(lambda m: m.logits(IMAGES)), "make it with masked_head=True"),

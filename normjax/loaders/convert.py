@@ -1,0 +1,206 @@
+"""Models of foreign tensors and foreign tensors of models: pure functions of dicts, strict in both directions."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from normjax.loaders import bert, decoders, gpt2
+from normjax.loaders._configuration import HuggingFace, Plan
+from normjax.loaders._stacking import stacked, unstacked
+from normjax.loaders.rules import Arrays, Rule, Table, at_every, to_ours, to_theirs
+from normjax.models import TransformerConfig
+
+# By the name that a config.json gives itself.
+_PLANS: dict[str, Callable[[HuggingFace], Plan]] = {
+    "bert": bert.plan,
+    "gemma2": decoders.gemma2,
+    "gemma3_text": decoders.gemma3,
+    "gpt2": gpt2.plan,
+    "llama": decoders.llama,
+    "olmo2": decoders.olmo2,
+    "qwen3": decoders.qwen3,
+}
+# Constants that older versions wrote among the parameters.
+_BUFFERS = ("*.position_ids", "*.attn.bias", "*.attn.masked_bias", "*.rotary_emb.inv_freq")
+
+
+def config_from_hf(hf: HuggingFace) -> tuple[TransformerConfig, dict[str, Any]]:
+    """The configuration of our model for a Hugging Face one.
+
+    Args:
+      hf: What its config.json holds.
+
+    Returns:
+      The configuration of the stack, and the other arguments of `LanguageModel` (of `Encoder` for BERT).
+
+    Raises:
+      ValueError: If the model or one of its settings is not supported, or a size is missing.
+
+    Example:
+      >>> import normjax as nj
+      >>> hf = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 11}
+      >>> config, options = nj.loaders.config_from_hf(hf)
+      >>> config.hidden, options
+      (32, {'vocabulary': 11, 'max_tokens': 16})
+    """
+    plan = _plan(hf)
+    return plan.config, plan.options
+
+
+def from_hf(
+    tensors: Mapping[str, Any], hf: HuggingFace, *, param_dtype: Any = None, ignore: Sequence[str] = (), **changes: Any
+) -> Any:
+    """The model with these parameters.
+
+    Args:
+      tensors: Hugging Face's arrays by their names.
+      hf: What its config.json holds.
+      param_dtype: Dtype to cast parameters to; `None` keeps that of each tensor.
+      ignore: Patterns of tensors to pass over, such as `"cls.seq_relationship.*"`.
+      **changes: Fields of `TransformerConfig`, such as `scan=True` or `dtype=jnp.bfloat16`.
+
+    Returns:
+      A `LanguageModel`, or an `Encoder` for BERT.
+
+    Raises:
+      ValueError: If a tensor is missing, unexpected or of another shape, or the configuration is not supported.
+
+    Example:
+      >>> import normjax as nj
+      >>> from flax import nnx
+      >>> hf = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 11}
+      >>> config, options = nj.loaders.config_from_hf(hf)
+      >>> tensors = nj.loaders.to_hf(nj.models.LanguageModel(config, **options, rngs=nnx.Rngs(0)), hf)
+      >>> nj.loaders.from_hf(tensors, hf, scan=True).stack.blocks[0].ffn.branch.up.kernel.shape
+      (2, 8, 32)
+    """
+    plan = _plan(hf)
+    shapes = _shapes(plan)
+    rules = _active(plan, shapes)
+    given = _matched(tensors, plan, rules, ignore)
+    params: Arrays = {}
+    for name, rule in rules.items():
+        _check_shape(name, given[name].shape, _foreign_shape(rule, shapes))
+        params |= to_ours(rule, np.asarray(given[name]))
+    cast = params if param_dtype is None else {path: value.astype(param_dtype) for path, value in params.items()}
+    config = dataclasses.replace(plan.config, **changes | ({} if param_dtype is None else {"param_dtype": param_dtype}))
+    graph, state = _abstract(plan, config)
+    if config.scan:
+        cast = stacked(cast, nnx.merge(graph, state).stack.runs)
+    flat = [(path, v.replace(jnp.asarray(cast[_name(path)]))) for path, v in nnx.to_flat_state(state)]
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def to_hf(model: Any, hf: HuggingFace) -> dict[str, np.ndarray]:
+    """The tensors of a model under Hugging Face's names.
+
+    Args:
+      model: As `from_hf` makes it, scanned or not.
+      hf: What the config.json beside the tensors will hold.
+
+    Returns:
+      NumPy arrays by name, in the dtypes of the parameters; a tied head is left out.
+
+    Raises:
+      ValueError: If the model is not one that the configuration describes.
+
+    Example:
+      >>> import normjax as nj
+      >>> from flax import nnx
+      >>> hf = {"model_type": "gpt2", "n_layer": 1, "n_embd": 4, "n_head": 2, "n_positions": 8, "vocab_size": 5}
+      >>> config, options = nj.loaders.config_from_hf(hf)
+      >>> tensors = nj.loaders.to_hf(nj.models.LanguageModel(config, **options, rngs=nnx.Rngs(0)), hf)
+      >>> tensors["transformer.h.0.attn.c_attn.weight"].shape
+      (4, 12)
+    """
+    plan = _plan(hf)
+    shapes = _shapes(plan)
+    params: Arrays = {_name(path): np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    if model.stack.config.scan:
+        params = unstacked(params, model.stack.runs)
+    different = sorted({p for p in shapes | params if p not in shapes or p not in params or _differ(shapes, params, p)})
+    if different:
+        found = {path: (params[path].shape if path in params else None) for path in different[:8]}
+        raise ValueError(
+            f"the model is no {hf['model_type']!r} of this configuration: it differs in {len(different)} parameters, "
+            f"such as {found}. Give the configuration that it was made with."
+        )
+    # What the writer takes from an array is its memory, whatever its strides.
+    return {name: np.ascontiguousarray(to_theirs(rule, params)) for name, rule in _active(plan, shapes).items()}
+
+
+def _plan(hf: HuggingFace) -> Plan:
+    kind = hf.get("model_type")
+    if kind not in _PLANS:
+        raise ValueError(f"model_type={kind!r} is not supported; expected one of {', '.join(sorted(_PLANS))}.")
+    return _PLANS[kind](hf)
+
+
+def _name(path: Iterable[Any]) -> str:
+    return ".".join(map(str, path))
+
+
+def _abstract(plan: Plan, config: TransformerConfig) -> tuple[Any, Any]:
+    return nnx.split(nnx.eval_shape(lambda: plan.model(config, **plan.options, rngs=nnx.Rngs(0))))
+
+
+def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
+    _, state = _abstract(plan, plan.config)
+    return {_name(path): v.get_value().shape for path, v in nnx.to_flat_state(state)}
+
+
+def _active(plan: Plan, shapes: Mapping[str, Any]) -> Table:
+    """The rules of what this model has: a table also names biases and norms that only its relatives have."""
+    rules = at_every(plan.table, plan.config.layers)
+    active = {name: rule for name, rule in rules.items() if all(path in shapes for path in rule.paths)}
+    assert {path for rule in active.values() for path in rule.paths} == set(shapes)
+    return active
+
+
+def _matched(tensors: Mapping[str, Any], plan: Plan, rules: Table, ignore: Sequence[str]) -> Mapping[str, Any]:
+    """The tensors by the names of the rules; raises if one is missing, unexpected, or no copy of what it repeats."""
+    base = not any(name.startswith(plan.prefix) for name in tensors)
+    renamed = {_full(name, plan, rules, base): name for name in tensors}
+    kept = {k: v for k, v in renamed.items() if not any(fnmatch.fnmatchcase(v, p) for p in (*_BUFFERS, *ignore))}
+    missing, unexpected = sorted(set(rules) - set(kept)), sorted(set(kept) - set(rules) - set(plan.copies))
+    if missing or unexpected:
+        raise ValueError(
+            f"missing tensors: {_listed(missing)}; unexpected tensors: {_listed(kept[k] for k in unexpected)}. They "
+            "must be those of the configuration; what may be passed over is named in ignore=."
+        )
+    for copy, original in plan.copies.items():
+        if copy in kept and not np.array_equal(np.asarray(tensors[kept[copy]]), np.asarray(tensors[kept[original]])):
+            raise ValueError(f"{kept[copy]} differs from {kept[original]}, to which the configuration ties it.")
+    return {name: tensors[kept[name]] for name in rules}
+
+
+def _full(name: str, plan: Plan, rules: Table, base: bool) -> str:
+    # As TensorFlow called them; the first checkpoints of BERT still do.
+    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+        name = name.replace(old, new)
+    return plan.prefix + name if base and plan.prefix + name in rules else name
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
+
+
+def _foreign_shape(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    parts = [shapes[path][::-1] if rule.transposed else shapes[path] for path in rule.paths]
+    total = sum(part[rule.axis] for part in parts)
+    return parts[0] if len(parts) == 1 else (*parts[0][: rule.axis], total, *parts[0][rule.axis + 1 :])
+
+
+def _check_shape(name: str, shape: Sequence[int], expected: tuple[int, ...]) -> None:
+    if tuple(shape) != expected:
+        raise ValueError(f"{name} has shape {tuple(shape)}, expected {expected} by the configuration.")
+
+
+def _differ(shapes: Mapping[str, Any], params: Mapping[str, Any], path: str) -> bool:
+    return shapes[path] != params[path].shape
