@@ -20,6 +20,7 @@ ROOMS = [
     "normjax.linen",
     "normjax.models",
     "normjax.models.presets",
+    "normjax.models.resnet_presets",
     "normjax.nnx",
     "normjax.norms",
     "normjax.optim",
