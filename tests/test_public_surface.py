@@ -21,6 +21,7 @@ ROOMS = [
     "normjax.loaders",
     "normjax.models",
     "normjax.models.presets",
+    "normjax.models.resnet_presets",
     "normjax.nnx",
     "normjax.norms",
     "normjax.optim",

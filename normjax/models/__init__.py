@@ -1,6 +1,7 @@
 """Flax nnx models and blocks of the literature in which the norm, and where it can be its placement, are arguments."""
 
 from normjax.models import presets as presets
+from normjax.models import resnet_presets as resnet_presets
 from normjax.models.attention import Attention as Attention
 from normjax.models.attention import AttentionKind as AttentionKind
 from normjax.models.cswin import CSWinBlock as CSWinBlock
@@ -23,6 +24,7 @@ from normjax.models.hyper_connections import HyperConnection as HyperConnection
 from normjax.models.hyper_connections import sinkhorn as sinkhorn
 from normjax.models.language_model import LanguageModel as LanguageModel
 from normjax.models.mlp import MLP as MLP
+from normjax.models.mlp_classifier import MLPClassifier as MLPClassifier
 from normjax.models.ngpt import NGPT as NGPT
 from normjax.models.ngpt import ngpt_projection as ngpt_projection
 from normjax.models.ngpt_block import NGPTBlock as NGPTBlock
@@ -31,6 +33,12 @@ from normjax.models.polarized_attention import SequentialPolarizedAttention as S
 from normjax.models.residual import Residual as Residual
 from normjax.models.residual_gate import ResidualGate as ResidualGate
 from normjax.models.residual_gate import residual_gate as residual_gate
+from normjax.models.resnet import CIFAR_STEM as CIFAR_STEM
+from normjax.models.resnet import IMAGENET_STEM as IMAGENET_STEM
+from normjax.models.resnet import ResNet as ResNet
+from normjax.models.resnet import ResNetConfig as ResNetConfig
+from normjax.models.resnet import Stem as Stem
+from normjax.models.resnet_layers import Site as Site
 from normjax.models.rope import LinearScaling as LinearScaling
 from normjax.models.rope import Llama3Scaling as Llama3Scaling
 from normjax.models.rope import Rope as Rope
@@ -38,4 +46,5 @@ from normjax.models.siamese_dit import SiameseDiTBlock as SiameseDiTBlock
 from normjax.models.simplified_linear_attention import SimplifiedLinearAttention as SimplifiedLinearAttention
 from normjax.models.transformer import Transformer as Transformer
 from normjax.models.transformer import TransformerConfig as TransformerConfig
+from normjax.models.vit import ViT as ViT
 from normjax.models.wide_net import WideNet as WideNet
