@@ -46,7 +46,7 @@ def plan(hf: HuggingFace) -> Plan:
         add_cross_attention=False,
         tie_word_embeddings=True,
     )
-    (name,) = hf.get("architectures") or ("BertModel",)
+    name = (hf.get("architectures") or ["BertModel"])[0]
     if name not in _HEADS:
         raise ValueError(f"the architecture {name!r} is not supported, only {', '.join(_HEADS)}.")
     h = require(

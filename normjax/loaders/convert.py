@@ -5,11 +5,12 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from normjax.loaders import bert, decoders, gpt2
+from normjax.loaders import bert, decoders, gpt2, vit
 from normjax.loaders._configuration import HuggingFace, Plan
 from normjax.loaders._stacking import stacked, unstacked
 from normjax.loaders.rules import Arrays, Rule, Table, at_every, to_ours, to_theirs
@@ -24,6 +25,7 @@ _PLANS: dict[str, Callable[[HuggingFace], Plan]] = {
     "llama": decoders.llama,
     "olmo2": decoders.olmo2,
     "qwen3": decoders.qwen3,
+    "vit": vit.plan,
 }
 # Constants that older versions wrote among the parameters.
 _BUFFERS = ("*.position_ids", "*.attn.bias", "*.attn.masked_bias", "*.rotary_emb.inv_freq")
@@ -36,7 +38,7 @@ def config_from_hf(hf: HuggingFace) -> tuple[TransformerConfig, dict[str, Any]]:
       hf: What its config.json holds.
 
     Returns:
-      The configuration of the stack, and the other arguments of `LanguageModel` (of `Encoder` for BERT).
+      The configuration of the stack, and the other arguments of `LanguageModel` (BERT: `Encoder`, ViT: `ViT`).
 
     Raises:
       ValueError: If the model or one of its settings is not supported, or a size is missing.
@@ -65,7 +67,7 @@ def from_hf(
       **changes: Fields of `TransformerConfig`, such as `scan=True` or `dtype=jnp.bfloat16`.
 
     Returns:
-      A `LanguageModel`, or an `Encoder` for BERT.
+      A `LanguageModel`; for BERT an `Encoder`, for ViT a `ViT`.
 
     Raises:
       ValueError: If a tensor is missing, unexpected or of another shape, or the configuration is not supported.
@@ -85,8 +87,9 @@ def from_hf(
     given = _matched(tensors, plan, rules, ignore)
     params: Arrays = {}
     for name, rule in rules.items():
-        _check_shape(name, given[name].shape, _foreign_shape(rule, shapes))
-        params |= to_ours(rule, np.asarray(given[name]))
+        tensor = np.asarray(given[name])
+        _check(name, tensor, _foreign_shape(rule, shapes), param_dtype)
+        params |= to_ours(rule, tensor)
     cast = params if param_dtype is None else {path: value.astype(param_dtype) for path, value in params.items()}
     config = dataclasses.replace(plan.config, **changes | ({} if param_dtype is None else {"param_dtype": param_dtype}))
     graph, state = _abstract(plan, config)
@@ -192,14 +195,18 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _foreign_shape(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    parts = [shapes[path][::-1] if rule.transposed else shapes[path] for path in rule.paths]
-    total = sum(part[rule.axis] for part in parts)
-    return parts[0] if len(parts) == 1 else (*parts[0][: rule.axis], total, *parts[0][rule.axis + 1 :])
+    # A view of one number has the shape and takes no memory.
+    return to_theirs(rule, {path: np.broadcast_to(np.float32(0), shapes[path]) for path in rule.paths}).shape
 
 
-def _check_shape(name: str, shape: Sequence[int], expected: tuple[int, ...]) -> None:
-    if tuple(shape) != expected:
-        raise ValueError(f"{name} has shape {tuple(shape)}, expected {expected} by the configuration.")
+def _check(name: str, tensor: np.ndarray, shape: tuple[int, ...], param_dtype: Any) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{name} has shape {tensor.shape}, expected {shape} by the configuration.")
+    kept = jnp.issubdtype(tensor.dtype, jnp.floating) and jax.dtypes.canonicalize_dtype(tensor.dtype) == tensor.dtype
+    if param_dtype is None and not kept:
+        raise ValueError(
+            f"{name} is {tensor.dtype}, which cannot be kept; give a floating param_dtype=, or enable float64 in JAX."
+        )
 
 
 def _differ(shapes: Mapping[str, Any], params: Mapping[str, Any], path: str) -> bool:

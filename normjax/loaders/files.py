@@ -17,7 +17,7 @@ def load(
     ignore: Sequence[str] = (),
     **changes: Any,
 ) -> Any:
-    """Reads a Hugging Face checkpoint of BERT, Gemma 2 or 3 (text), GPT-2, Llama, OLMo 2 or Qwen 3.
+    """Reads a Hugging Face checkpoint of BERT, Gemma 2 or 3 (text), GPT-2, Llama, OLMo 2, Qwen 3 or ViT.
 
     Args:
       path: A folder, a safetensors file, or several that hold parts of one model.
@@ -26,7 +26,7 @@ def load(
       **changes: Fields of `TransformerConfig`, such as `scan=True`.
 
     Returns:
-      A `LanguageModel`, or an `Encoder` for BERT.
+      A `LanguageModel`; for BERT an `Encoder`, for ViT a `ViT`.
 
     Raises:
       ValueError: If a file is no safetensors file, or as in `from_hf`.
@@ -130,7 +130,7 @@ def _safetensors() -> Any:
 
 
 class _Tensors(Mapping[str, Any]):
-    """The tensors of open files by name, read when they are asked for: a model is never in memory twice."""
+    """The tensors of open files by name, each read when it is asked for."""
 
     def __init__(self, files: Iterable[Any]):
         self._files: dict[str, Any] = {}

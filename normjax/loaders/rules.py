@@ -14,13 +14,15 @@ class Rule(NamedTuple):
 
     Attributes:
       paths: Ours; several lie in it one after the other.
-      transposed: Whether it is a matrix (outputs, inputs).
+      order: Its axes in our order: (1, 0) for a matrix (outputs, inputs); empty where they are the same.
       axis: Along which several of ours lie, in the foreign tensor.
+      leading: How many axes of size 1 it has before ours.
     """
 
     paths: tuple[str, ...]
-    transposed: bool = False
+    order: tuple[int, ...] = ()
     axis: int = 0
+    leading: int = 0
 
 
 Table = dict[str, Rule]
@@ -30,7 +32,13 @@ def linear(theirs: str, *ours: str, transposed: bool = True) -> Table:
     """A linear layer, or several side by side in one: weight and bias."""
     kernels, biases = (tuple(f"{path}.{name}" for path in ours) for name in ("kernel", "bias"))
     # Several layers lie one after the other along the outputs.
-    return {f"{theirs}.weight": Rule(kernels, transposed, 0 if transposed else 1), f"{theirs}.bias": Rule(biases)}
+    weight = Rule(kernels, (1, 0)) if transposed else Rule(kernels, axis=1)
+    return {f"{theirs}.weight": weight, f"{theirs}.bias": Rule(biases)}
+
+
+def convolution(theirs: str, ours: str) -> Table:
+    """A convolution of images, (outputs, inputs, height, width) there: weight and bias."""
+    return {f"{theirs}.weight": Rule((f"{ours}.kernel",), (2, 3, 1, 0)), f"{theirs}.bias": Rule((f"{ours}.bias",))}
 
 
 def norm(theirs: str, ours: str) -> Table:
@@ -68,11 +76,15 @@ def _numbered(name: str, rule: Rule, blocks: int) -> Iterable[tuple[str, Rule]]:
 
 def to_ours(rule: Rule, tensor: Any) -> Arrays:
     """Our parameters in a foreign tensor."""
+    tensor = tensor.reshape(tensor.shape[rule.leading :])
     parts = np.split(tensor, len(rule.paths), rule.axis) if len(rule.paths) > 1 else [tensor]
-    return {path: part.T if rule.transposed else part for path, part in zip(rule.paths, parts, strict=True)}
+    ours = (part.transpose(rule.order) if rule.order else part for part in parts)
+    return dict(zip(rule.paths, ours, strict=True))
 
 
 def to_theirs(rule: Rule, params: Mapping[str, Any]) -> Any:
     """The foreign tensor that holds our parameters."""
-    parts = [params[path].T if rule.transposed else params[path] for path in rule.paths]
-    return np.concatenate(parts, rule.axis) if len(parts) > 1 else parts[0]
+    back = np.argsort(rule.order)
+    parts = [params[path].transpose(back) if rule.order else params[path] for path in rule.paths]
+    tensor = np.concatenate(parts, rule.axis) if len(parts) > 1 else parts[0]
+    return tensor.reshape((1,) * rule.leading + tensor.shape)

@@ -13,6 +13,7 @@ import transformers as hf
 
 FOLDER = pathlib.Path(__file__).parent / "checkpoints"
 TOKENS = np.array([[1, 7, 3, 12, 30, 2, 9, 4, 22, 15], [5, 5, 31, 0, 8, 19, 27, 11, 6, 2]])
+IMAGES = np.random.default_rng(0).standard_normal((2, 8, 8, 2)).astype(np.float32)
 SIZES = {"hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 24, "vocab_size": 32}
 DEEP = SIZES | {
     "num_hidden_layers": 3,
@@ -27,7 +28,17 @@ GEMMA3_ROPE = {
 }
 MODELS = {
     "gpt2": hf.GPT2LMHeadModel(
-        hf.GPT2Config(n_layer=2, n_embd=16, n_head=4, n_inner=24, n_positions=12, vocab_size=32, initializer_range=0.2)
+        hf.GPT2Config(
+            bos_token_id=1,
+            eos_token_id=2,
+            n_layer=2,
+            n_embd=16,
+            n_head=4,
+            n_inner=24,
+            n_positions=12,
+            vocab_size=32,
+            initializer_range=0.2,
+        )
     ),
     "bert": hf.BertModel(hf.BertConfig(**SIZES, num_hidden_layers=2, max_position_embeddings=12)),
     "bert_masked": hf.BertForMaskedLM(hf.BertConfig(**SIZES, num_hidden_layers=2, max_position_embeddings=12)),
@@ -58,6 +69,16 @@ MODELS = {
             rope_parameters=GEMMA3_ROPE,
         )
     ),
+    "vit": hf.ViTForImageClassification(
+        hf.ViTConfig(
+            **{k: v for k, v in SIZES.items() if k != "vocab_size"},
+            num_hidden_layers=2,
+            image_size=8,
+            patch_size=4,
+            num_channels=2,
+            num_labels=3,
+        )
+    ),
 }
 
 
@@ -73,9 +94,12 @@ def main() -> None:
         model.set_attn_implementation("eager")
         model.eval().save_pretrained(folder)
         with torch.no_grad():
-            out = model(torch.from_numpy(TOKENS))
+            # Torch has the channels first.
+            out = model(torch.from_numpy(IMAGES).movedim(-1, 1) if name == "vit" else torch.from_numpy(TOKENS))
         fields = {"y": out.last_hidden_state, "pooled": out.pooler_output} if name == "bert" else {"y": out.logits}
-        np.savez(folder / "expected.npz", tokens=TOKENS, **{k: v.numpy() for k, v in fields.items()})
+        np.savez(
+            folder / "expected.npz", x=IMAGES if name == "vit" else TOKENS, **{k: v.numpy() for k, v in fields.items()}
+        )
         (folder / "generation_config.json").unlink(missing_ok=True)
         print(
             name,

@@ -24,9 +24,14 @@ def stored(name):
     return safetensors.numpy.load_file(file), json.loads((FOLDER / name / "config.json").read_text())
 
 
-def outputs_of(model, tokens):
-    y = model(tokens)
-    if isinstance(model, models.LanguageModel):
+def input_of(expected):
+    x = expected.pop("x")
+    return jnp.asarray(x, jnp.float32 if x.ndim == 4 else jnp.int32)
+
+
+def outputs_of(model, x):
+    y = model(x)
+    if not isinstance(model, models.Encoder):
         return {"y": y}
     return {"y": y if model.head is None else model.logits(y)} | (
         {} if model.pooler is None else {"pooled": model.pooled(y)}
@@ -40,7 +45,7 @@ outputs = nnx.jit(outputs_of)
 def test_outputs_are_those_of_transformers(name):
     expected = dict(np.load(FOLDER / name / "expected.npz"))
     model = loaders.load(FOLDER / name)
-    actual = outputs(model, jnp.asarray(expected.pop("tokens"), jnp.int32))
+    actual = outputs(model, input_of(expected))
     assert set(actual) == set(expected)
     for key, value in expected.items():
         # A few matrix products, norms and softmaxes in a row, each within 80 eps of its largest value.
@@ -52,7 +57,7 @@ def test_scanned_blocks_compute_the_same(name):
     expected = np.load(FOLDER / name / "expected.npz")
     model = loaders.load(FOLDER / name, scan=True)
     assert model.stack.runs == {"llama": (3,), "gemma3": (1, 1, 1)}[name]
-    actual = outputs(model, jnp.asarray(expected["tokens"], jnp.int32))
+    actual = outputs(model, input_of(dict(expected)))
     np.testing.assert_allclose(actual["y"], expected["y"], rtol=0, atol=1e-4 * np.abs(expected["y"]).max())
 
 
@@ -114,6 +119,17 @@ def test_parts_older_names_and_copies(tmp_path):
         loaders.load([tmp_path / "b.safetensors", FOLDER / "bert_masked" / "model.safetensors"], config=config)
 
 
+def test_a_base_model_has_no_prefix_and_old_ones_have_buffers():
+    tensors, config = stored("gpt2")
+    bare = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+    bare |= {f"h.{i}.attn.bias": np.ones((1, 1, 12, 12), np.float32) for i in range(2)}
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        nnx.state(loaders.from_hf(bare, config)),
+        nnx.state(loaders.from_hf(tensors, config)),
+    )
+
+
 def test_rotations_of_either_version_are_read():
     read = lambda name, **changes: loaders.config_from_hf(_without_rope(name) | changes)[0].kinds
     scaled = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
@@ -151,6 +167,7 @@ REFUSED = {
         lambda: replaced("gpt2", **{FUSED: np.ones((16, 24), np.float32)}),
         rf"{FUSED} has shape \(16, 24\), expected \(16, 48\)",
     ),
+    "dtype": (lambda: replaced("llama", **{GATE: np.ones((24, 16))}), f"{GATE} is float64, which cannot be kept"),
     "fewer layers": (lambda: changed("llama", num_hidden_layers=2), "unexpected tensors: model.layers.2.*and 1 more"),
     "another head": (lambda: replaced("qwen3", **HEAD), "lm_head.weight differs from model.embed_tokens.weight"),
     "model": (
@@ -173,6 +190,7 @@ REFUSED = {
     ),
     "biases": (lambda: changed("llama", attention_bias=True), "attention_bias and mlp_bias differ"),
     "setting": (lambda: changed("gpt2", scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx=True"),
+    "features of ViT": (lambda: changed("vit", qkv_bias=False), "qkv_bias=False of a 'vit' is not supported"),
     "size": (lambda: changed("llama", hidden_size=None), "has no hidden_size"),
     "architecture": (lambda: changed("bert", architectures=["BertForTokenClassification"]), "only BertModel"),
     "another model": (
