@@ -1,19 +1,18 @@
 """Models of foreign tensors and foreign tensors of models: pure functions of dicts, strict in both directions."""
 
 import dataclasses
-import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from normjax.loaders import bert, decoders, gpt2, vit
 from normjax.loaders._configuration import HuggingFace, Plan
+from normjax.loaders._matching import check, foreign_shape, matched
 from normjax.loaders._stacking import stacked, unstacked
-from normjax.loaders.rules import Arrays, Rule, Table, at_every, to_ours, to_theirs
+from normjax.loaders.rules import Arrays, Table, at_every, to_ours, to_theirs
 from normjax.models import TransformerConfig
 
 # By the name that a config.json gives itself.
@@ -27,8 +26,6 @@ _PLANS: dict[str, Callable[[HuggingFace], Plan]] = {
     "qwen3": decoders.qwen3,
     "vit": vit.plan,
 }
-# Constants that older versions wrote among the parameters.
-_BUFFERS = ("*.position_ids", "*.attn.bias", "*.attn.masked_bias", "*.rotary_emb.inv_freq")
 
 
 def config_from_hf(hf: HuggingFace) -> tuple[TransformerConfig, dict[str, Any]]:
@@ -84,11 +81,11 @@ def from_hf(
     plan = _plan(hf)
     shapes = _shapes(plan)
     rules = _active(plan, shapes)
-    given = _matched(tensors, plan, rules, ignore)
+    given = matched(tensors, plan, rules, ignore)
     params: Arrays = {}
     for name, rule in rules.items():
         tensor = np.asarray(given[name])
-        _check(name, tensor, _foreign_shape(rule, shapes), param_dtype)
+        check(name, tensor, foreign_shape(rule, shapes), param_dtype)
         params |= to_ours(rule, tensor)
     cast = params if param_dtype is None else {path: value.astype(param_dtype) for path, value in params.items()}
     config = dataclasses.replace(plan.config, **changes | ({} if param_dtype is None else {"param_dtype": param_dtype}))
@@ -163,50 +160,6 @@ def _active(plan: Plan, shapes: Mapping[str, Any]) -> Table:
     active = {name: rule for name, rule in rules.items() if all(path in shapes for path in rule.paths)}
     assert {path for rule in active.values() for path in rule.paths} == set(shapes)
     return active
-
-
-def _matched(tensors: Mapping[str, Any], plan: Plan, rules: Table, ignore: Sequence[str]) -> Mapping[str, Any]:
-    """The tensors by the names of the rules; raises if one is missing, unexpected, or no copy of what it repeats."""
-    base = not any(name.startswith(plan.prefix) for name in tensors)
-    renamed = {_full(name, plan, rules, base): name for name in tensors}
-    kept = {k: v for k, v in renamed.items() if not any(fnmatch.fnmatchcase(v, p) for p in (*_BUFFERS, *ignore))}
-    missing, unexpected = sorted(set(rules) - set(kept)), sorted(set(kept) - set(rules) - set(plan.copies))
-    if missing or unexpected:
-        raise ValueError(
-            f"missing tensors: {_listed(missing)}; unexpected tensors: {_listed(kept[k] for k in unexpected)}. They "
-            "must be those of the configuration; what may be passed over is named in ignore=."
-        )
-    for copy, original in plan.copies.items():
-        if copy in kept and not np.array_equal(np.asarray(tensors[kept[copy]]), np.asarray(tensors[kept[original]])):
-            raise ValueError(f"{kept[copy]} differs from {kept[original]}, to which the configuration ties it.")
-    return {name: tensors[kept[name]] for name in rules}
-
-
-def _full(name: str, plan: Plan, rules: Table, base: bool) -> str:
-    # As TensorFlow called them; the first checkpoints of BERT still do.
-    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
-        name = name.replace(old, new)
-    return plan.prefix + name if base and plan.prefix + name in rules else name
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
-
-
-def _foreign_shape(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    # A view of one number has the shape and takes no memory.
-    return to_theirs(rule, {path: np.broadcast_to(np.float32(0), shapes[path]) for path in rule.paths}).shape
-
-
-def _check(name: str, tensor: np.ndarray, shape: tuple[int, ...], param_dtype: Any) -> None:
-    if tensor.shape != shape:
-        raise ValueError(f"{name} has shape {tensor.shape}, expected {shape} by the configuration.")
-    kept = jnp.issubdtype(tensor.dtype, jnp.floating) and jax.dtypes.canonicalize_dtype(tensor.dtype) == tensor.dtype
-    if param_dtype is None and not kept:
-        raise ValueError(
-            f"{name} is {tensor.dtype}, which cannot be kept; give a floating param_dtype=, or enable float64 in JAX."
-        )
 
 
 def _differ(shapes: Mapping[str, Any], params: Mapping[str, Any], path: str) -> bool:

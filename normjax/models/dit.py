@@ -73,14 +73,14 @@ class DiT(nnx.Module):
     Example:
       >>> import jax.numpy as jnp, normjax as nj
       >>> from flax import nnx
-      >>> options = {"shape": (4, 4, 3), "patch": 2, "layers": 2, "features": 8, "heads": 2, "classes": 10}
+      >>> options = {"shape": (4, 4, 3), "patch": 2, "layers": 1, "features": 8, "heads": 2, "classes": 10}
       >>> dit = nj.models.DiT(**options, rngs=nnx.Rngs(0))
       >>> x, time, label = jnp.ones((2, 4, 4, 3)), jnp.array([3.0, 900.0]), jnp.array([1, 10])
       >>> dit(x, time, label).shape
       (2, 4, 4, 3)
-      >>> timed = nj.models.DiT(**options, conditioning=nj.models.time_dependent(), rngs=nnx.Rngs(0))
-      >>> timed(x, time, label).shape
-      (2, 4, 4, 3)
+      >>> make = lambda: nj.models.DiT(**options, conditioning=nj.models.time_dependent(), rngs=nnx.Rngs(0))
+      >>> nnx.eval_shape(make).blocks[0].ffn_norm.scale["u"].shape
+      (8,)
 
     References:
       Peebles and Xie 2022, [Scalable Diffusion Models with Transformers](https://arxiv.org/abs/2212.09748).

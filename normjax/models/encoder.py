@@ -60,8 +60,9 @@ class Encoder(nnx.Module):
       >>> y.shape, bert.pooled(y).shape, bert.logits(y).shape
       ((1, 3, 8), (1, 8), (1, 3, 11))
       >>> config = nj.models.presets.t5_encoder(layers=1, features=8, heads=2, hidden=16)
-      >>> t5 = nj.models.Encoder(config, vocabulary=11, embedding_init=nnx.initializers.normal(1.0), rngs=nnx.Rngs(0))
-      >>> t5(tokens).shape
+      >>> init = nnx.initializers.normal(1.0)
+      >>> t5 = lambda: nj.models.Encoder(config, vocabulary=11, embedding_init=init, rngs=nnx.Rngs(0))(tokens)
+      >>> nnx.eval_shape(t5).shape
       (1, 3, 8)
 
     References:

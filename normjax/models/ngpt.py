@@ -24,17 +24,14 @@ def ngpt_projection(params: Any) -> dict[str, Any]:
       ValueError: If there is no such matrix.
 
     Example:
-      >>> import jax.numpy as jnp, normjax as nj, optax
+      >>> import normjax as nj, optax
       >>> from flax import nnx
-      >>> model = nj.models.NGPT(layers=1, features=8, heads=2, hidden=16, vocabulary=5, rngs=nnx.Rngs(0))
+      >>> options = {"layers": 1, "features": 8, "heads": 2, "hidden": 16, "vocabulary": 5}
+      >>> model = nnx.eval_shape(lambda: nj.models.NGPT(**options, rngs=nnx.Rngs(0)))
       >>> projection = nj.models.ngpt_projection(nnx.state(model, nnx.Param))
       >>> projection["axes"]["blocks/0/query/kernel"], projection["axes"]["blocks/0/out/kernel"]
       (0, 1)
       >>> tx = optax.chain(optax.adam(1e-2), nj.project_weights(**projection))
-      >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-      >>> updates = optimizer.update(model, nnx.grad(lambda m: m(jnp.array([[1, 2, 3]])).sum())(model))
-      >>> bool(jnp.allclose(jnp.linalg.norm(model.blocks[0].query.kernel[...], axis=0), 1.0, atol=1e-5))
-      True
 
     References:
       Loshchilov et al. 2024, [nGPT](https://arxiv.org/abs/2410.01131).
@@ -58,7 +55,7 @@ class NGPT(nnx.Module):
     Example:
       >>> import jax.numpy as jnp, normjax as nj
       >>> from flax import nnx
-      >>> model = nj.models.NGPT(layers=2, features=8, heads=2, hidden=32, vocabulary=11, rngs=nnx.Rngs(0))
+      >>> model = nj.models.NGPT(layers=1, features=8, heads=2, hidden=32, vocabulary=11, rngs=nnx.Rngs(0))
       >>> model(jnp.array([[1, 2, 3]])).shape
       (1, 3, 11)
 

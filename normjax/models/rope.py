@@ -42,8 +42,9 @@ class Llama3Scaling:
 
     Example:
       >>> import jax.numpy as jnp, normjax as nj
-      >>> print(nj.models.Llama3Scaling(8.0, 1.0, 4.0, 8192)(jnp.array([1.0, 1e-3, 1e-5])))
-      [1.0000000e+00 2.1298833e-04 1.2500000e-06]
+      >>> rates = nj.models.Llama3Scaling(8.0, 1.0, 4.0, 8192)(jnp.array([1.0, 1e-3, 1e-5]))
+      >>> [f"{rate:.3g}" for rate in rates]
+      ['1', '0.000214', '1.25e-06']
 
     References:
       Grattafiori et al. 2024, [The Llama 3 Herd of Models](https://arxiv.org/abs/2407.21783).
