@@ -99,6 +99,8 @@ class DiT(nnx.Module):
         out_channels: int | None = None,
         conditioning: Conditioning | None = None,
         time_features: int = 256,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Makes the embedders, `blocks`, `final_norm` and `out`.
@@ -114,6 +116,8 @@ class DiT(nnx.Module):
           out_channels: Of the prediction; `None` for the image's, twice as many to learn the variance too.
           conditioning: How blocks hear of time and label; `None` for adaLN-Zero.
           time_features: Of the sinusoidal embedding of the timestep.
+          dtype: Dtype to compute in; `None` is that of input and parameters together.
+          param_dtype: Dtype of the matrices; those of the norms are float32.
           rngs: Random streams; `params` is used.
 
         Raises:
@@ -129,17 +133,18 @@ class DiT(nnx.Module):
         conditioning = ada_layer_norm_zero() if conditioning is None else conditioning
         self.shape, self.patch, self.time_features = shape, patch, time_features
         self.token, self.time_of = conditioning.token, conditioning.time
-        self.embedding = nnx.Linear(patch * patch * channels, features, kernel_init=_XAVIER, rngs=rngs)
-        self.time_hidden = nnx.Linear(time_features, features, kernel_init=_SMALL, rngs=rngs)
-        self.time_out = nnx.Linear(features, features, kernel_init=_SMALL, rngs=rngs)
-        self.label_embedding = nnx.Embed(classes + 1, features, embedding_init=_SMALL, rngs=rngs)
+        dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        self.embedding = nnx.Linear(patch * patch * channels, features, kernel_init=_XAVIER, **dtypes, rngs=rngs)
+        self.time_hidden = nnx.Linear(time_features, features, kernel_init=_SMALL, **dtypes, rngs=rngs)
+        self.time_out = nnx.Linear(features, features, kernel_init=_SMALL, **dtypes, rngs=rngs)
+        self.label_embedding = nnx.Embed(classes + 1, features, embedding_init=_SMALL, **dtypes, rngs=rngs)
         hidden = 4 * features if hidden is None else hidden
         self.blocks = nnx.List(
-            [DiTBlock(features, heads, hidden, conditioning=conditioning, rngs=rngs) for _ in range(layers)]
+            [DiTBlock(features, heads, hidden, conditioning=conditioning, **dtypes, rngs=rngs) for _ in range(layers)]
         )
         self.final_norm = Norm(conditioning.final, features, **abstract_context(features), rngs=rngs)
         outputs = patch * patch * (channels if out_channels is None else out_channels)
-        self.out = nnx.Linear(features, outputs, kernel_init=_ZEROS, rngs=rngs)
+        self.out = nnx.Linear(features, outputs, kernel_init=_ZEROS, **dtypes, rngs=rngs)
 
     def __call__(self, x: jax.Array, time: jax.Array, label: jax.Array) -> jax.Array:
         """Predicts.

@@ -73,6 +73,8 @@ class NGPT(nnx.Module):
         vocabulary: int,
         rope: Rotation | None = ROPE,
         step_init: float = 0.05,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Makes `embedding`, `blocks`, `head` and `logit_scale`.
@@ -80,18 +82,17 @@ class NGPT(nnx.Module):
         Args:
           layers: Number of blocks.
           vocabulary: Number of tokens.
-          features, heads, hidden, rope, step_init: As in `NGPTBlock`.
+          features, heads, hidden, rope, step_init, dtype, param_dtype: As in `NGPTBlock`.
           rngs: Random streams; `params` is used.
         """
         _checks.check_count("layers", layers, 1)
-        self.embedding = nnx.Embed(
-            vocabulary, features, embedding_init=unit_init(EMBEDDING_AXES["embedding"]), rngs=rngs
-        )
-        block = {"rope": rope, "step_init": step_init}
+        dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        init = unit_init(EMBEDDING_AXES["embedding"])
+        self.embedding = nnx.Embed(vocabulary, features, embedding_init=init, **dtypes, rngs=rngs)
+        block: dict[str, Any] = {"rope": rope, "step_init": step_init, **dtypes}
         self.blocks = nnx.List([NGPTBlock(features, heads, hidden, **block, rngs=rngs) for _ in range(layers)])
-        self.head = nnx.Linear(
-            features, vocabulary, use_bias=False, kernel_init=unit_init(EMBEDDING_AXES["head"]), rngs=rngs
-        )
+        init = unit_init(EMBEDDING_AXES["head"])
+        self.head = nnx.Linear(features, vocabulary, use_bias=False, kernel_init=init, **dtypes, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.full((vocabulary,), features**-0.5))
 
     def __call__(self, tokens: jax.Array, *, positions: jax.Array | None = None) -> jax.Array:

@@ -11,6 +11,7 @@ default of `rope` is what the paper means.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,8 @@ class NGPTBlock(nnx.Module):
         *,
         rope: Rotation | None = ROPE,
         step_init: float = 0.05,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Makes the projections, scales and steps.
@@ -69,6 +72,8 @@ class NGPTBlock(nnx.Module):
           hidden: Of the feed-forward; four times the features in the paper.
           rope: Turns queries and keys, `rope(x, positions)`, or `None`.
           step_init: Of the steps of both interpolations.
+          dtype: Dtype to compute in; `None` is that of input and parameters together.
+          param_dtype: Dtype of the matrices; scales and steps are float32.
           rngs: Random streams; `params` is used.
 
         Raises:
@@ -80,7 +85,8 @@ class NGPTBlock(nnx.Module):
         self.heads, self.rope = heads, rope
 
         def linear(name, inputs, outputs):
-            return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=unit_init(EMBEDDING_AXES[name]), rngs=rngs)
+            options = {"kernel_init": unit_init(EMBEDDING_AXES[name]), "dtype": dtype, "param_dtype": param_dtype}
+            return nnx.Linear(inputs, outputs, use_bias=False, **options, rngs=rngs)
 
         self.query, self.key, self.value = (linear(n, features, features) for n in ("query", "key", "value"))
         self.out = linear("out", features, features)

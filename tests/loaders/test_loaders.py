@@ -5,6 +5,7 @@ import json
 import pathlib
 import pickle
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -61,8 +62,7 @@ def test_scanned_blocks_compute_the_same(name):
     np.testing.assert_allclose(actual["y"], expected["y"], rtol=0, atol=1e-4 * np.abs(expected["y"]).max())
 
 
-@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "scan"), [*((name, True) for name in NAMES), ("llama", False), ("gpt2", False)])
 def test_the_way_back_is_exact(name, scan, tmp_path):
     tensors, config = stored(name)
     loaders.save(loaders.load(FOLDER / name, scan=scan), tmp_path, config)
@@ -230,6 +230,12 @@ def test_nothing_is_unpickled(tmp_path):
         loaders.load(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="names no file"):
         loaders.load([])
+
+
+def test_without_safetensors_the_way_out_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError, match=r"pip install normjax\[loaders\]"):
+        loaders.load(FOLDER / "llama")
 
 
 def test_a_loaded_configuration_makes_new_models():

@@ -91,6 +91,31 @@ def test_parameters_survive_a_checkpoint(scan, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, nnx.state(nnx.merge(graph, template)), state)
 
 
+NARROW = {"dtype": jnp.bfloat16}
+MADE = {
+    "nGPT": (functools.partial(models.NGPT, **NGPT, **NARROW), (TOKENS,)),
+    "DiT": (functools.partial(models.DiT, **DIT, **NARROW), (IMAGES, TIMES, LABELS)),
+    "TD DiT": (
+        functools.partial(models.DiT, **DIT, **NARROW, conditioning=models.time_dependent(layer_norm=True)),
+        (IMAGES, TIMES, LABELS),
+    ),
+    "encoder": (
+        functools.partial(models.Encoder, dataclasses.replace(BERT, **NARROW), vocabulary=7, max_tokens=4, types=2),
+        (TOKENS,),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_compute_in_bfloat16_leaves_parameters_wide(name):
+    make, inputs = MADE[name]
+    model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    # JAX's own attention mixes dtypes.
+    with jax.numpy_dtype_promotion("standard"):
+        assert nnx.eval_shape(lambda model: model(*inputs), model).dtype == jnp.bfloat16
+    assert {v.dtype for v in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype(jnp.float32)}
+
+
 def norms_of(model, axes):
     params = {"/".join(map(str, path)): v[...] for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     return np.concatenate([np.linalg.norm(params[path], axis=axis) for path, axis in axes.items()])
