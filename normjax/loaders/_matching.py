@@ -19,6 +19,8 @@ def matched(tensors: Mapping[str, Any], plan: Plan, rules: Table, ignore: Sequen
     """The tensors by the names of the rules; raises if one is missing, unexpected, or no copy of what it repeats."""
     base = not any(name.startswith(plan.prefix) for name in tensors)
     renamed = {_full(name, plan, rules, base): name for name in tensors}
+    if twice := sorted(set(tensors) - set(renamed.values())):
+        raise ValueError(f"{_listed(twice)} and tensors of other names are the same parameters; give them once.")
     kept = {k: v for k, v in renamed.items() if not any(fnmatch.fnmatchcase(v, p) for p in (*_BUFFERS, *ignore))}
     missing, unexpected = sorted(set(rules) - set(kept)), sorted(set(kept) - set(rules) - set(plan.copies))
     if missing or unexpected:

@@ -88,7 +88,9 @@ def from_hf(
         check(name, tensor, foreign_shape(rule, shapes), param_dtype)
         params |= to_ours(rule, tensor)
     cast = params if param_dtype is None else {path: value.astype(param_dtype) for path, value in params.items()}
-    config = dataclasses.replace(plan.config, **changes | ({} if param_dtype is None else {"param_dtype": param_dtype}))
+    dtypes = {value.dtype for value in cast.values()}
+    known = {"param_dtype": dtypes.pop()} if len(dtypes) == 1 else {}
+    config = dataclasses.replace(plan.config, **known | changes)
     graph, state = _abstract(plan, config)
     if config.scan:
         cast = stacked(cast, nnx.merge(graph, state).stack.runs)

@@ -11,7 +11,7 @@ from normjax.models.dit import unpatchify as unpatchify
 from normjax.models.dit_block import Conditioning as Conditioning
 from normjax.models.dit_block import DiTBlock as DiTBlock
 from normjax.models.dit_block import ada_layer_norm_zero as ada_layer_norm_zero
-from normjax.models.dit_block import time_dependent as time_dependent
+from normjax.models.dit_block import time_dependent_norms as time_dependent_norms
 from normjax.models.efficient_local_attention import EfficientLocalAttention as EfficientLocalAttention
 from normjax.models.encoder import Encoder as Encoder
 from normjax.models.encoder import MaskedHead as MaskedHead

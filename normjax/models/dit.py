@@ -78,7 +78,7 @@ class DiT(nnx.Module):
       >>> x, time, label = jnp.ones((2, 4, 4, 3)), jnp.array([3.0, 900.0]), jnp.array([1, 10])
       >>> dit(x, time, label).shape
       (2, 4, 4, 3)
-      >>> make = lambda: nj.models.DiT(**options, conditioning=nj.models.time_dependent(), rngs=nnx.Rngs(0))
+      >>> make = lambda: nj.models.DiT(**options, conditioning=nj.models.time_dependent_norms(), rngs=nnx.Rngs(0))
       >>> nnx.eval_shape(make).blocks[0].ffn_norm.scale["u"].shape
       (8,)
 

@@ -65,7 +65,7 @@ def ada_layer_norm_zero(norm: NormTransform | None = None) -> Conditioning:
     return Conditioning(ada_layer_norm(norm, chunks=chunks), ada_layer_norm(norm), ada_gate)
 
 
-def time_dependent(*, steps: int = 1000, layer_norm: bool = False) -> Conditioning:
+def time_dependent_norms(*, steps: int = 1000, layer_norm: bool = False) -> Conditioning:
     r"""DiMR's norms, whose scales are functions of $8 t / T - 4$; the label is a token beside the patches.
 
     Args:
@@ -77,7 +77,7 @@ def time_dependent(*, steps: int = 1000, layer_norm: bool = False) -> Conditioni
 
     Example:
       >>> import jax.numpy as jnp, normjax as nj
-      >>> print(nj.models.time_dependent().time(jnp.array([0.0, 500.0, 1000.0])))
+      >>> print(nj.models.time_dependent_norms().time(jnp.array([0.0, 500.0, 1000.0])))
       [-4.  0.  4.]
 
     References:

@@ -85,6 +85,7 @@ def test_dtypes_are_kept_or_cast():
     narrow = {name: value.astype(jnp.bfloat16) for name, value in tensors.items()}
     model = loaders.from_hf(narrow, config)
     assert dtypes(model) == {jnp.dtype(jnp.bfloat16)}
+    assert model.stack.config.param_dtype == jnp.bfloat16
     again = loaders.to_hf(model, config)
     for name, value in narrow.items():
         np.testing.assert_array_equal(again[name].view(np.uint16), value.view(np.uint16), err_msg=name)
@@ -168,6 +169,10 @@ REFUSED = {
         rf"{FUSED} has shape \(16, 24\), expected \(16, 48\)",
     ),
     "dtype": (lambda: replaced("llama", **{GATE: np.ones((24, 16))}), f"{GATE} is float64, which cannot be kept"),
+    "twice": (
+        lambda: replaced("bert", **{"embeddings.LayerNorm.gamma": np.ones(16, np.float32)}),
+        "embeddings.LayerNorm.weight and tensors of other names are the same",
+    ),
     "fewer layers": (lambda: changed("llama", num_hidden_layers=2), "unexpected tensors: model.layers.2.*and 1 more"),
     "another head": (lambda: replaced("qwen3", **HEAD), "lm_head.weight differs from model.embed_tokens.weight"),
     "model": (

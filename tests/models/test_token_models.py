@@ -96,7 +96,7 @@ MADE = {
     "nGPT": (functools.partial(models.NGPT, **NGPT, **NARROW), (TOKENS,)),
     "DiT": (functools.partial(models.DiT, **DIT, **NARROW), (IMAGES, TIMES, LABELS)),
     "TD DiT": (
-        functools.partial(models.DiT, **DIT, **NARROW, conditioning=models.time_dependent(layer_norm=True)),
+        functools.partial(models.DiT, **DIT, **NARROW, conditioning=models.time_dependent_norms(layer_norm=True)),
         (IMAGES, TIMES, LABELS),
     ),
     "encoder": (
@@ -154,7 +154,9 @@ def test_ngpt_sees_only_what_came_before():
     assert np.any(y[:, 2:] != other[:, 2:])
 
 
-@pytest.mark.parametrize("conditioning", [models.ada_layer_norm_zero, models.time_dependent], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "conditioning", [models.ada_layer_norm_zero, models.time_dependent_norms], ids=lambda f: f.__name__
+)
 def test_dit_hears_of_time_and_label(conditioning):
     model = filled(lambda: models.DiT(**DIT, conditioning=conditioning(), out_channels=4, rngs=nnx.Rngs(0)))
     run = nnx.jit(lambda model, *inputs: model(*inputs))
