@@ -33,7 +33,7 @@ class Plan(NamedTuple):
       copies: Tensors that repeat another one, where they are written out.
     """
 
-    model: Callable[..., Any]
+    model: type[Any]
     config: TransformerConfig
     options: dict[str, Any]
     table: Table

@@ -61,7 +61,7 @@ def from_hf(
       hf: What its config.json holds.
       param_dtype: Dtype to cast parameters to; `None` keeps that of each tensor.
       ignore: Patterns of tensors to pass over, such as `"cls.seq_relationship.*"`.
-      **changes: Fields of `TransformerConfig`, such as `scan=True` or `dtype=jnp.bfloat16`.
+      **changes: Fields of `TransformerConfig` that change no parameters, such as `scan=True`, `dtype=jnp.bfloat16`.
 
     Returns:
       A `LanguageModel`; for BERT an `Encoder`, for ViT a `ViT`.
@@ -94,8 +94,11 @@ def from_hf(
     graph, state = _abstract(plan, config)
     if config.scan:
         cast = stacked(cast, nnx.merge(graph, state).stack.runs)
-    flat = [(path, v.replace(jnp.asarray(cast[_name(path)]))) for path, v in nnx.to_flat_state(state)]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+    flat = dict(nnx.to_flat_state(state))
+    if different := _different({_name(path): v.get_value().shape for path, v in flat.items()}, cast):
+        raise ValueError(f"with {changes} it is another model than the tensors': they differ in {different}.")
+    filled = {path: v.replace(jnp.asarray(cast[_name(path)])) for path, v in flat.items()}
+    return nnx.merge(graph, nnx.from_flat_state(filled))
 
 
 def to_hf(model: Any, hf: HuggingFace) -> dict[str, np.ndarray]:
@@ -109,7 +112,8 @@ def to_hf(model: Any, hf: HuggingFace) -> dict[str, np.ndarray]:
       NumPy arrays by name, in the dtypes of the parameters; a tied head is left out.
 
     Raises:
-      ValueError: If the model is not one that the configuration describes.
+      TypeError: If the model is of another class.
+      ValueError: If it is not one that the configuration describes.
 
     Example:
       >>> import normjax as nj
@@ -121,16 +125,16 @@ def to_hf(model: Any, hf: HuggingFace) -> dict[str, np.ndarray]:
       (4, 12)
     """
     plan = _plan(hf)
+    if not isinstance(model, plan.model):
+        raise TypeError(f"expected a {plan.model.__name__} for {hf['model_type']!r}, got a {type(model).__name__}.")
     shapes = _shapes(plan)
     params: Arrays = {_name(path): np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     if model.stack.config.scan:
         params = unstacked(params, model.stack.runs)
-    different = sorted({p for p in shapes | params if p not in shapes or p not in params or _differ(shapes, params, p)})
-    if different:
-        found = {path: (params[path].shape if path in params else None) for path in different[:8]}
+    if different := _different(shapes, params):
         raise ValueError(
-            f"the model is no {hf['model_type']!r} of this configuration: it differs in {len(different)} parameters, "
-            f"such as {found}. Give the configuration that it was made with."
+            f"the model is no {hf['model_type']!r} of this configuration: it differs in {different}. Give the "
+            "configuration that it was made with."
         )
     # What the writer takes from an array is its memory, whatever its strides.
     return {name: np.ascontiguousarray(to_theirs(rule, params)) for name, rule in _active(plan, shapes).items()}
@@ -164,5 +168,8 @@ def _active(plan: Plan, shapes: Mapping[str, Any]) -> Table:
     return active
 
 
-def _differ(shapes: Mapping[str, Any], params: Mapping[str, Any], path: str) -> bool:
-    return shapes[path] != params[path].shape
+def _different(shapes: Mapping[str, tuple[int, ...]], params: Mapping[str, Any]) -> str:
+    found = {path: tuple(value.shape) for path, value in params.items()}
+    paths = sorted(path for path in {**shapes, **found} if shapes.get(path) != found.get(path))
+    shown = ", ".join(f"{path} {found.get(path)}, not {shapes.get(path)}" for path in paths[:4])
+    return f"{len(paths)} parameters: {shown}{', ...' if len(paths) > 4 else ''}" if paths else ""

@@ -198,6 +198,7 @@ REFUSED = {
     "features of ViT": (lambda: changed("vit", qkv_bias=False), "qkv_bias=False of a 'vit' is not supported"),
     "size": (lambda: changed("llama", hidden_size=None), "has no hidden_size"),
     "architecture": (lambda: changed("bert", architectures=["BertForTokenClassification"]), "only BertModel"),
+    "change": (lambda: loaders.load(FOLDER / "llama", layers=2), r"with \{'layers': 2\} it is another model.*9 param"),
     "another model": (
         lambda: loaders.to_hf(loaders.load(FOLDER / "llama"), stored("qwen3")[1]),
         "is no 'qwen3' of this configuration",
@@ -210,6 +211,11 @@ def test_what_does_not_fit_is_refused(name):
     call, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_model_of_another_class_is_refused():
+    with pytest.raises(TypeError, match="expected a LanguageModel for 'llama', got a Encoder"):
+        loaders.to_hf(loaders.load(FOLDER / "bert"), stored("llama")[1])
 
 
 class Trap:
