@@ -6,6 +6,7 @@ learning rate.
 """
 
 from normjax import linen as linen
+from normjax import loaders as loaders
 from normjax import models as models
 from normjax import nnx as nnx
 from normjax import optim as optim

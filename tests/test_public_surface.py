@@ -18,8 +18,10 @@ ROOT = pathlib.Path(normjax.__file__).resolve().parents[1]
 ROOMS = [
     "normjax",
     "normjax.linen",
+    "normjax.loaders",
     "normjax.models",
     "normjax.models.presets",
+    "normjax.models.resnet_presets",
     "normjax.nnx",
     "normjax.norms",
     "normjax.optim",
@@ -51,6 +53,7 @@ FLOORS = [
     ["normjax.nnx"],
     ["normjax.placements"],
     ["normjax.models"],
+    ["normjax.loaders"],
     ["normjax"],
 ]
 
