@@ -13,7 +13,7 @@ import rich.table
 from normjax import _checks
 from normjax.backward_state import OVERWRITE_WITH_GRADIENT
 from normjax.diagnostics.alignment import GRANULARITIES, Granularity, Layout, cosines, layouts, sizes
-from normjax.optim._leaves import is_float
+from normjax.optim._leaves import is_float, wide
 from normjax.optim._masks import float_matrices, select
 from normjax.optim._paths import FlatTree, flatten, listing
 
@@ -249,8 +249,7 @@ def _cast(tree: Any, dtype: Any) -> Any:
     def cast(x: Any) -> Any:
         if not is_float(x):
             return x
-        own = jnp.result_type(x)
-        return jnp.asarray(x, jnp.promote_types(own, jnp.float32) if dtype is None else dtype)
+        return wide(x) if dtype is None else jnp.asarray(x, dtype)
 
     return jax.tree.map(cast, tree)
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from normjax.diagnostics.ranks import _check_fraction
+from normjax.optim._leaves import wide
+from normjax.precision import promote
 
 
 def jacobian_norm(fn: Callable[[jax.Array], jax.Array], inputs: jax.Array) -> jax.Array:
@@ -40,7 +42,7 @@ def jacobian_norm(fn: Callable[[jax.Array], jax.Array], inputs: jax.Array) -> ja
 
     def squared(x: jax.Array) -> jax.Array:
         jacobian = jax.jacrev(lambda one: fn(one[None])[0])(x)
-        return jnp.sum(jnp.square(jacobian.astype(jnp.promote_types(jacobian.dtype, jnp.float32))))
+        return jnp.sum(jnp.square(wide(jacobian)))
 
     return jnp.sqrt(jnp.mean(jax.lax.map(squared, inputs)))
 
@@ -74,9 +76,9 @@ def neural_tangent_kernel(fn: Callable[[Any, jax.Array], jax.Array], params: Any
     jacobians = jax.lax.map(lambda x: jax.jacrev(lambda p: fn(p, x[None])[0].reshape(-1))(params), inputs)
     kernel = jnp.zeros((), jnp.float32)
     for leaf in jax.tree.leaves(jacobians):
-        rows = leaf.reshape(leaf.shape[0], -1).astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        rows = wide(leaf.reshape(leaf.shape[0], -1))
         product = jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
-        kernel = kernel.astype(jnp.promote_types(kernel.dtype, product.dtype)) + product
+        kernel = kernel.astype(promote(kernel.dtype, product.dtype)) + product
     return kernel
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
+from normjax.optim._leaves import wide
 
 VirtualLayer = Literal["scaling", "bias", "conv1x1", "conv3x3", "conv3x3_depthwise"]
 Aggregation = Literal["norm", "filter_norm", "sum", "max"]
@@ -94,8 +95,7 @@ def normgrad_map(
         raise ValueError(f"expected images (batch, height, width, channels), got x of shape {x.shape}.")
     _checks.check_choice("layer", layer, VirtualLayer)
     _checks.check_choice("aggregation", aggregation, Aggregation)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    x, g = x.astype(wide), cotangent.astype(wide)
+    x, g = wide(x), wide(cotangent)
     if layer in ("conv1x1", "conv3x3"):
         patch = x if layer == "conv1x1" else _neighbours(x).reshape(*x.shape[:3], -1)
         return _OUTER[aggregation](patch, g)

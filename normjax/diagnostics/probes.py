@@ -104,7 +104,6 @@ def nnx_activations(model: nnx.Module, *args: Any, where: Where | None = None, *
       >>> {path: a.shape for path, a in found.items()}
       {'.': (2, 4), 'down': (2, 4), 'up': (2, 8)}
     """
-    copied = nnx.merge(*nnx.split(model))
-    _, state = nnx.capture(copied, nnx.Intermediate, method_outputs=nnx.Intermediate)(*args, **options)
+    _, state = nnx.capture(nnx.clone(model), nnx.Intermediate, method_outputs=nnx.Intermediate)(*args, **options)
     captured = [(path, variable.get_value()) for path, variable in nnx.to_flat_state(state)]
     return _require(_named(captured, where), _named(captured, None))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from normjax.optim._leaves import is_float, norm, wide
 from normjax.optim._paths import check_same_paths, flatten
+from normjax.precision import promote
 
 
 def _float_leaves(tree: Any) -> dict[str, jax.Array]:
@@ -48,7 +49,7 @@ def global_norm(tree: Any) -> jax.Array:
       Array(5., dtype=float32)
     """
     leaves = list(_float_leaves(tree).values())
-    widest = jnp.result_type(*[leaf.dtype for leaf in leaves])
+    widest = promote(*[leaf.dtype for leaf in leaves])
     return jnp.sqrt(sum((jnp.sum(jnp.square(leaf.astype(widest))) for leaf in leaves), jnp.zeros((), widest)))
 
 

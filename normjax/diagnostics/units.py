@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax import _checks
+from normjax.optim._leaves import wide
 
 
 def _rows(activations: jax.Array) -> jax.Array:
@@ -13,7 +14,7 @@ def _rows(activations: jax.Array) -> jax.Array:
     _checks.check_input(activations, tuple(range(activations.ndim)))
     if activations.ndim < 2:
         raise ValueError(f"activations are (..., units) with at least one axis of inputs, got {activations.shape}.")
-    return activations.reshape(-1, activations.shape[-1]).astype(jnp.promote_types(activations.dtype, jnp.float32))
+    return wide(activations.reshape(-1, activations.shape[-1]))
 
 
 def dead_units(activations: jax.Array) -> jax.Array:
