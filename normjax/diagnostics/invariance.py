@@ -212,11 +212,12 @@ def scale_invariance(
     flat = flatten(params)
     selected = select(mask, params, flat, float_matrices, "scale_invariance")
     read = layouts(selected, flat.leaves, heads, head_axes, stacked)
+    empty = _empty(flat.leaves) if zeros else []
     double = dtype is not None and jnp.dtype(dtype) == jnp.float64
 
     @jax.jit
     def measure(params: Any, batch: Any) -> Any:
-        tree = flatten(_filled(_cast(params, dtype), zeros))
+        tree = flatten(_filled(_cast(params, dtype), empty, zeros))
         chosen = {path: tree.leaves[path] for path in read}
 
         def of_chosen(chosen: Any) -> Any:
@@ -254,17 +255,20 @@ def _cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(cast, tree)
 
 
-def _filled(params: Any, scale: float) -> Any:
-    """Random values in the leaves that are zero throughout; state that the backward pass writes stays what it is."""
+def _empty(leaves: Mapping[str, Any]) -> list[str]:
+    """Floating leaves that are zero throughout; state that the backward pass writes is none."""
+    own = {p: x for p, x in leaves.items() if is_float(x) and OVERWRITE_WITH_GRADIENT not in p.split("/")}
+    nonzero = jax.device_get(jax.jit(lambda own: {path: jnp.any(x != 0) for path, x in own.items()})(own))
+    return [path for path in own if not nonzero[path]]
+
+
+def _filled(params: Any, empty: list[str], scale: float) -> Any:
     flat, key = flatten(params), jax.random.key(0)
 
-    def fill(i: int, path: str, x: Any) -> Any:
-        if scale == 0 or not is_float(x) or OVERWRITE_WITH_GRADIENT in path.split("/"):
-            return x
-        noise = lambda x: scale * jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype) + x  # noqa: E731
-        return jax.lax.cond(jnp.any(x != 0), lambda x: x, noise, x)
+    def noise(i: int, x: jax.Array) -> jax.Array:
+        return x + scale * jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
 
-    return flat.replace({path: fill(i, path, x) for i, (path, x) in enumerate(flat.leaves.items())})
+    return flat.replace({path: noise(i, flat.leaves[path]) for i, path in enumerate(empty)})
 
 
 def _worst(cosine: jax.Array, stacked: int) -> tuple[jax.Array, jax.Array]:
