@@ -17,6 +17,7 @@ import pallas_kernels
 ROOT = pathlib.Path(normjax.__file__).resolve().parents[1]
 ROOMS = [
     "normjax",
+    "normjax.diagnostics",
     "normjax.linen",
     "normjax.loaders",
     "normjax.models",
@@ -54,6 +55,7 @@ FLOORS = [
     ["normjax.placements"],
     ["normjax.models"],
     ["normjax.loaders"],
+    ["normjax.diagnostics"],
     ["normjax"],
 ]
 

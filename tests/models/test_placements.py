@@ -39,24 +39,14 @@ def config_of(place, **options):
     return TransformerConfig(**sizes | {"placement": place(NORM)} | options)
 
 
-def gradients(config, x, cotangent):
+def measured(config, x, cotangent):
     graph, params, rest = nnx.split(Transformer(config, rngs=nnx.Rngs(0)), nnx.Param, ...)
+    heads = {f"{name}/kernel": config.heads for name in ("query", "key", "value")}
 
-    @jax.jit
-    def run(params, x):
-        return jax.grad(lambda p: jnp.sum(jnp.sin(nnx.merge(graph, p, rest)(x)) * cotangent))(params)
+    def loss(params, x):
+        return jnp.sum(jnp.sin(nnx.merge(graph, params, rest)(x)) * cotangent)
 
-    return params, run(params, x)
-
-
-def cosine(weights, gradient, granularity, heads):
-    """How much of the gradient is along the weights, the worst of the parts that are said to be invariant alone."""
-    w, g = (np.asarray(a, np.float64) for a in (weights, gradient))
-    parts = [
-        (a.reshape(a.shape[0], heads, -1).swapaxes(0, 1) if granularity == "per head" else a[None]) for a in (w, g)
-    ]
-    w, g = (part.reshape(part.shape[0], -1) for part in parts)
-    return np.max(np.abs((w * g).sum(1)) / (np.linalg.norm(w, axis=1) * np.linalg.norm(g, axis=1)))
+    return nj.diagnostics.scale_invariance(loss, params, x, heads=heads)
 
 
 CASES = [
@@ -73,21 +63,18 @@ CASES = [
 def test_scale_invariance_is_as_stated(name, options, rng):
     config = config_of(PLACES[name], kinds=(AttentionKind(causal=False),), **options)
     x, cotangent = (jnp.asarray(rng.standard_normal((2, 5, 8)), jnp.float32) for _ in range(2))
-    params, found = gradients(config, x, cotangent)
+    found = measured(config, x, cotangent)
     said = {"gated": config.gated, "homogeneous": config.activation is jax.nn.relu}
     qk = config.qk_norm_over if config.qk_norm else None
     for depth in range(1, LAYERS + 1):
         for kind in ("attention", "ffn"):
             step = config.placement.step(kind, depth, LAYERS)
             stated = nj.placements.scale_invariant_matrices(step, kind, **said, qk_norm=qk)
-            block = [t["blocks"][depth - 1][kind]["branch"] for t in (params, found)]
             for matrix in ("query", "key", "value", "out") if kind == "attention" else ("gate", "up", "down"):
                 if matrix == "gate" and not config.gated:
                     continue
-                weights, gradient = (b[matrix]["kernel"][...] for b in block)
-                along = cosine(weights, gradient, stated.get(matrix, "joint"), config.heads)
-                # Euler: the gradient of a scale-invariant function is orthogonal to its argument.
-                assert (along < 1e-5) == (matrix in stated), f"{kind} {depth} {matrix}: cos {along:.2g}, said {stated}"
+                finest = found.granularity(f"blocks/{depth - 1}/{kind}/branch/{matrix}/kernel")
+                assert finest == stated.get(matrix), f"{kind} {depth} {matrix}, said {stated}:\n{found}"
 
 
 def test_depth_rules_and_errors():

@@ -9,6 +9,7 @@ import re
 from tests.golden.adapters import (
     activations,
     conditional,
+    diagnostics,
     gates,
     hosts,
     mixtures,
@@ -41,6 +42,7 @@ _FAMILIES = (
     hosts,
     gates,
     task_vectors,
+    diagnostics,
 )
 
 
