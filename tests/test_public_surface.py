@@ -24,6 +24,7 @@ ROOMS = [
     "normjax.norms",
     "normjax.optim",
     "normjax.placements",
+    "normjax.sharding",
     "normjax.weights",
     "pallas_kernels",
     "pallas_kernels.analysis",
@@ -39,7 +40,7 @@ ROOMS = [
 ]
 # Floors from the ground up: a module may import from its own floor or from below.
 FLOORS = [
-    ["normjax._checks", "normjax._method", "normjax.precision"],
+    ["normjax._checks", "normjax._method", "normjax.precision", "normjax.sharding"],
     ["normjax.reductions"],
     ["normjax._centre"],
     ["normjax.moments"],
