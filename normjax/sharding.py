@@ -5,7 +5,10 @@ The parameters of the transformers in `normjax.models` carry names: `embed` (the
 of a mesh; everything else follows from it: optimizer states keep the boxes of the parameters they belong to, and what
 has no name is replicated. Under `jax.jit` the compiler inserts the collectives.
 
-The axes of the mesh are `Auto`: with `Explicit` ones a model has to say the sharding of each product itself.
+The axes of the mesh are `Auto`: with `Explicit` ones a model has to say the sharding of each product itself. Two things
+remain to be said: `TransformerConfig(stream_sharding=batch_sharding(mesh))`, else the compiler may cut the stream as it
+finds the parameters cut, and `out_shardings=shardings((model, opt_state), mesh, rules)` where a step is jitted, else it
+may return small parameters somewhere else than it got them.
 """
 
 import math
@@ -13,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from flax import nnx
@@ -21,7 +25,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
-_WHOLE = dict.fromkeys(("embed", "heads", "kv_heads", "mlp", "vocab", "positions", "norm", "layers"))
+_NAMES = ("embed", "heads", "kv_heads", "mlp", "vocab", "positions", "norm", "layers")
+_WHOLE: dict[str, str | tuple[str, ...] | None] = dict.fromkeys(_NAMES)
 _TENSOR = {"heads": "model", "kv_heads": "model", "mlp": "model", "vocab": "model"}
 
 DATA: Rules = MappingProxyType(_WHOLE)
@@ -50,8 +55,8 @@ def make_mesh(data: int | None = None, model: int = 1, *, devices: Sequence[Any]
 
     Example:
       >>> from normjax import sharding
-      >>> sharding.make_mesh(devices=jax.devices()[:1]).shape
-      OrderedDict({'data': 1, 'model': 1})
+      >>> dict(sharding.make_mesh(devices=jax.devices()[:1]).shape)
+      {'data': 1, 'model': 1}
     """
     devices = jax.devices() if devices is None else list(devices)
     data = len(devices) // model if data is None else data
@@ -85,8 +90,8 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
       >>> from normjax import sharding
       >>> mesh = sharding.make_mesh(devices=jax.devices()[:1])
       >>> kernel = nnx.Param(jnp.ones((2, 4)), out_sharding=("embed", "mlp"), eager_sharding=False)
-      >>> {k: s.spec for k, s in sharding.shardings({"up": kernel, "count": 0}, mesh, sharding.MIXED).items()}
-      {'count': PartitionSpec(), 'up': PartitionSpec('data', 'model')}
+      >>> {k: tuple(s.spec) for k, s in sharding.shardings({"up": kernel, "n": 0}, mesh, sharding.MIXED).items()}
+      {'n': (), 'up': ('data', 'model')}
     """
 
     def sharding_of(path: Any, node: Any) -> NamedSharding:
@@ -113,8 +118,8 @@ def shard(tree: Any, mesh: Mesh, rules: Rules) -> Any:
       >>> mesh = sharding.make_mesh(devices=jax.devices()[:1])
       >>> names = {"out_sharding": ("embed", "mlp"), "eager_sharding": False}
       >>> layer = nnx.Linear(2, 4, kernel_metadata=names, rngs=nnx.Rngs(0))
-      >>> sharding.shard(layer, mesh, sharding.FSDP).kernel[...].sharding.spec
-      PartitionSpec('data', None)
+      >>> tuple(sharding.shard(layer, mesh, sharding.FSDP).kernel[...].sharding.spec)
+      ('data', None)
     """
     return jax.device_put(tree, shardings(tree, mesh, rules))
 
@@ -136,8 +141,8 @@ def abstract(tree: Any, mesh: Mesh, rules: Rules) -> Any:
       >>> from normjax import sharding
       >>> mesh = sharding.make_mesh(devices=jax.devices()[:1])
       >>> model = jax.eval_shape(lambda: nnx.Linear(2, 4, rngs=nnx.Rngs(0)))
-      >>> sharding.abstract(model, mesh, sharding.FSDP).kernel[...].sharding.spec
-      PartitionSpec()
+      >>> tuple(sharding.abstract(model, mesh, sharding.FSDP).kernel.sharding.spec)
+      ()
     """
     placed = shardings(tree, mesh, rules)
     return jax.tree.map(
@@ -179,8 +184,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
     Example:
       >>> from normjax import sharding
-      >>> sharding.batch_sharding(sharding.make_mesh(devices=jax.devices()[:1])).spec
-      PartitionSpec('data',)
+      >>> tuple(sharding.batch_sharding(sharding.make_mesh(devices=jax.devices()[:1])).spec)
+      ('data',)
     """
     return NamedSharding(mesh, PartitionSpec("data"))
 
@@ -196,7 +201,7 @@ def _array(node: Any) -> Any:
 def _names(node: Any) -> tuple[Any, ...]:
     if isinstance(node, nnx.Variable):
         return tuple(node.get_metadata().get("out_sharding") or ())
-    return tuple(node.get_partition_spec()) if isinstance(node, meta.AxisMetadata) else ()
+    return tuple(nn.get_partition_spec(node)) if isinstance(node, meta.AxisMetadata) else ()
 
 
 def _spec(where: str, names: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
