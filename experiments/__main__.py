@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from experiments import UsageError, accuracy, overhead, plasticity, signal_propagation, speed
+from experiments import UsageError, accuracy, language_model, overhead, plasticity, signal_propagation, speed
 
 
 class Experiment(NamedTuple):
@@ -22,6 +22,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "overhead": Experiment(overhead.Config, overhead.run),
     "signal_propagation": Experiment(signal_propagation.Config, signal_propagation.run),
     "speed": Experiment(speed.Config, speed.main),
+    "language_model": Experiment(language_model.Config, language_model.run),
 }
 
 
