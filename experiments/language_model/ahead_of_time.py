@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from rich.console import Console
 from rich.table import Table
 
@@ -39,10 +38,10 @@ def devices(topology: str) -> list[Any]:
     Raises:
       UsageError: If libtpu is not installed or does not know the slice.
     """
-    if not tpu.available():
-        raise UsageError(tpu.MISSING)
     try:
-        return list(topologies.get_topology_desc(topology, "tpu").devices)
+        return tpu.slice_devices(topology)
+    except ModuleNotFoundError as error:
+        raise UsageError(str(error)) from error
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"--compile-for {topology} is not a TPU slice that libtpu knows: {error}") from error
 

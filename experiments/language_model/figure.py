@@ -68,11 +68,12 @@ def _reached(panel: Axes, config: Config, series: Mapping[str, Series]) -> None:
 
 def _curve(panel: Axes, config: Config, values: np.ndarray, arm: str, style: dict) -> None:
     steps = config.chunk * np.arange(1, len(values) + 1)
-    panel.plot(steps, np.mean(values, axis=-1), label=arm, linewidth=1.2, **style)
     # Random bytes cost 8 bits: what is above has left.
-    panel.set_ylim(top=min(8.0, panel.get_ylim()[1]))
+    panel.plot(steps, np.minimum(np.mean(values, axis=-1), 8.0), label=arm, linewidth=1.2, **style)
 
 
 def _depth(panel: Axes, values: np.ndarray, style: dict) -> None:
     norms = np.mean(values, axis=0)
-    panel.plot(np.arange(1, len(norms) + 1), norms, linewidth=1.2, **style)
+    blocks = np.arange(1, len(norms) + 1)
+    panel.plot(blocks, norms, linewidth=1.2, **style)
+    panel.set_xticks(blocks)

@@ -94,6 +94,8 @@ def make_trainer(arm: arms.Arm, config: Config, mesh: jax.sharding.Mesh | None =
 
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
         tokens = tokens.astype(jnp.int32)
+        # Boxes anew: nnx refuses those that were made outside of the loop that this runs in.
+        params = jax.tree.map(lambda leaf: leaf, params)
         logits = nnx.merge(graph, params)(tokens[:, :-1]).astype(jnp.float32)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])) / jnp.log(2.0)
 
