@@ -12,7 +12,7 @@ from rich.table import Table
 from experiments import UsageError
 from experiments.language_model import arms
 from experiments.language_model.config import Config, Mesh
-from experiments.language_model.training import Runs, make_mesh, make_trainer
+from experiments.language_model.training import Runs, make_mesh, make_trainer, validation_batches
 from pallas_kernels.analysis import tpu
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -58,22 +58,14 @@ def compile_chunk(config: Config, arm: arms.Arm, targets: list[Any]) -> Program:
       What the compiler says of it.
     """
     mesh = make_mesh(config, targets)
-    trainer, layout = make_trainer(arm, config, mesh)
-    assert layout is not None
+    trainer, _ = make_trainer(arm, config, mesh)
     count = config.seeds * len(config.rates)
-    whole = layout.whole
-    runs = Runs(*(jax.ShapeDtypeStruct((count,), dtype, sharding=whole) for dtype in (jnp.int32, jnp.float32)))
-    state = jax.tree.map(
-        lambda s, node: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), node),
-        layout.state,
-        jax.eval_shape(trainer.init, runs),
-    )
+    runs = Runs(*(jax.ShapeDtypeStruct((count,), dtype) for dtype in (jnp.int32, jnp.float32)))
     windows = (config.batch_size, config.length + 1)
-    batches = jax.ShapeDtypeStruct((count, config.chunk, *windows), jnp.uint8, sharding=layout.batches)
-    held_out = max(1, config.validation_windows // config.batch_size)
-    validation = jax.ShapeDtypeStruct((held_out, *windows), jnp.uint8, sharding=layout.validation)
+    batches = jax.ShapeDtypeStruct((count, config.chunk, *windows), jnp.uint8)
+    validation = jax.ShapeDtypeStruct((validation_batches(config), *windows), jnp.uint8)
     chunk: Any = trainer.chunk
-    compiled = chunk.lower(state, runs, batches, validation).compile()
+    compiled = chunk.lower(jax.eval_shape(trainer.init, runs), runs, batches, validation).compile()
     memory = compiled.memory_analysis()
     return Program(memory.alias_size_in_bytes, memory.temp_size_in_bytes, count_collectives(compiled.as_text()))
 

@@ -63,7 +63,7 @@ def _reached(panel: Axes, config: Config, series: Mapping[str, Series]) -> None:
     panel.set(title="held-out bits per byte at the end", xlabel="bits per byte (triangle: beyond)")
     panel.set_xlim(right=limit + 0.05)
     panel.grid(alpha=0.3)
-    panel.legend(loc="lower right", fontsize=8)
+    panel.legend(loc="best", fontsize=8)
 
 
 def _curve(panel: Axes, config: Config, values: np.ndarray, arm: str, style: dict) -> None:

@@ -87,7 +87,9 @@ def summarize(series: Mapping[str, Series], config: Config) -> list[Row]:
 def _row(arm: str, rate: float, found: Series) -> Row:
     steps = len(found["loss"]) // len(found["validation"])
     risen = rises(found["loss"])
-    balance = found["gradient"][..., -1] / found["gradient"][..., 0]
+    first, last = found["gradient"][..., 0], found["gradient"][..., -1]
+    # A network that has died has gradients of exactly zero, and no balance.
+    balance = np.divide(last, first, out=np.full_like(last, np.nan), where=first > 0)
     return Row(
         arm=arm,
         learning_rate=rate,

@@ -69,6 +69,11 @@ def all_runs(config: Config) -> Runs:
     return Runs(jnp.asarray(seeds), jnp.asarray(np.repeat(np.asarray(config.rates, np.float32), config.seeds)))
 
 
+def validation_batches(config: Config) -> int:
+    """How many batches the validation windows make."""
+    return max(1, config.validation_windows // config.batch_size)
+
+
 def make_mesh(config: Config, devices: Any = None) -> jax.sharding.Mesh | None:
     """The mesh that the configuration asks for."""
     if config.mesh is None:
@@ -84,7 +89,12 @@ def make_trainer(arm: arms.Arm, config: Config, mesh: jax.sharding.Mesh | None =
 
     def model(seed: jax.Array) -> nj.models.LanguageModel:
         rngs = nnx.Rngs(jax.random.key(seed))
-        return nj.models.LanguageModel(stack, vocabulary=VOCABULARY, tied=False, rngs=rngs)
+        # The stream starts with unit variance: what its first norm does is then no matter of the embedding's size.
+        embedding = {
+            "embedding_scale": config.width**0.5,
+            "embedding_init": nnx.initializers.normal(config.width**-0.5),
+        }
+        return nj.models.LanguageModel(stack, vocabulary=VOCABULARY, tied=False, **embedding, rngs=rngs)
 
     graph = nnx.split(jax.eval_shape(model, jnp.int32(0)))[0]
 
@@ -113,14 +123,13 @@ def make_trainer(arm: arms.Arm, config: Config, mesh: jax.sharding.Mesh | None =
         measured = {"loss": losses, "gradient": jnp.mean(depth, axis=0), "validation": held_out}
         return state, measured | _motion(state.opt_state)
 
+    inits, chunks = jax.vmap(init), jax.vmap(chunk, in_axes=(0, 0, 0, None))
     if mesh is None:
-        vmapped = jax.jit(jax.vmap(chunk, in_axes=(0, 0, 0, None)), donate_argnums=0)
-        return Trainer(jax.jit(jax.vmap(init)), vmapped), None
+        return Trainer(jax.jit(inits), jax.jit(chunks, donate_argnums=0)), None
     layout = _layout(init, config, mesh)
-    placed = jax.jit(
-        jax.vmap(chunk, in_axes=(0, 0, 0, None)), donate_argnums=0, out_shardings=(layout.state, layout.whole)
-    )
-    return Trainer(jax.jit(jax.vmap(init), out_shardings=layout.state), placed), layout
+    given = (layout.state, layout.whole, layout.batches, layout.validation)
+    placed = jax.jit(chunks, donate_argnums=0, in_shardings=given, out_shardings=(layout.state, layout.whole))
+    return Trainer(jax.jit(inits, out_shardings=layout.state), placed), layout
 
 
 def _layout(init: Callable[[Runs], TrainState], config: Config, mesh: jax.sharding.Mesh) -> Layout:
@@ -171,8 +180,7 @@ class Feed:
             data.batches(text.train, config.length, config.batch_size, seed) for seed in range(config.seeds)
         ]
         held_out = data.batches(text.validation, config.length, config.batch_size, 0)
-        count = max(1, config.validation_windows // config.batch_size)
-        self.validation = self._put(_stacked(held_out, range(count)), "validation")
+        self.validation = self._put(_stacked(held_out, range(validation_batches(config))), "validation")
 
     def chunk(self, index: int) -> Any:
         """The batches of a chunk, `(runs, steps, batch, length + 1)` of uint8; runs of one seed see the same."""

@@ -87,12 +87,13 @@ def test_a_killed_run_continues_bit_for_bit(finished, tmp_path, monkeypatch):
 
 
 def test_a_mesh_changes_nothing(finished, tmp_path):
-    folder = _run(tmp_path, "mesh", mesh="mixed")
+    # The low rate alone: the runs of one arm do not know of each other.
+    folder = _run(tmp_path, "mesh", mesh="mixed", high_rate=1.0)
     expected, found = (records.read_lines(f / "metrics.jsonl") for f in (finished, folder))
     for before, after in zip(expected, found, strict=True):
         for name in ("loss", "validation"):
             # Bits per byte after at most four steps of sums in another order; the bar is 1e-5 after ten.
-            np.testing.assert_allclose(after[name], before[name], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(after[name], before[name][:2], rtol=0, atol=1e-5)
 
 
 def test_a_run_is_not_overwritten_or_resumed_as_another(finished, capsys):
