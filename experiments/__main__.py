@@ -6,7 +6,16 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from experiments import UsageError, accuracy, overhead, plasticity, signal_propagation, speed
+from experiments import (
+    UsageError,
+    accuracy,
+    language_model,
+    overhead,
+    plasticity,
+    signal_propagation,
+    speed,
+    throughput,
+)
 
 
 class Experiment(NamedTuple):
@@ -22,6 +31,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "overhead": Experiment(overhead.Config, overhead.run),
     "signal_propagation": Experiment(signal_propagation.Config, signal_propagation.run),
     "speed": Experiment(speed.Config, speed.main),
+    "throughput": Experiment(throughput.Config, throughput.run),
+    "language_model": Experiment(language_model.Config, language_model.run),
 }
 
 

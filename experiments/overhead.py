@@ -2,7 +2,8 @@
 
 `python -m experiments overhead` trains the flagship's network (all seeds at once) under several optimizers in the same
 process, one task of each in turn, and compares the medians of the time per step with plain Adam's. It also counts how
-often each function was compiled (once, if nothing changes between steps) and what in it would wait for the host.
+often each function was compiled (once, if nothing changes between steps) and what in it would wait for the host. Then
+the same for AdamW on a language model of eight blocks, whose step is what projection is measured against in practice.
 """
 
 import dataclasses
@@ -15,16 +16,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import rich.console
 import rich.table
 
 import normjax as nj
-from experiments import records
+from experiments import records, timing
 from experiments.plasticity import training
 from experiments.plasticity.arms import Arm, Strengths
 from experiments.plasticity.config import Config as Setting
 from experiments.plasticity.model import READOUT
+from experiments.training_steps import language_model, training_step
 
 TRACK_EVERY = 10
 _hidden = nj.hidden_weights(readout=(READOUT,))
@@ -80,6 +83,10 @@ class Config:
       width: Units per hidden layer.
       batch_size: Images per step.
       steps: Steps per timed call.
+      layers: Blocks of the language model; 0 leaves it out.
+      features: Its width.
+      sequences: Sequences per step.
+      length: Their tokens.
       out: JSON file to write, besides the printed table.
     """
 
@@ -88,6 +95,10 @@ class Config:
     width: int = 64
     batch_size: int = 64
     steps: int = 150
+    layers: int = 8
+    features: int = 128
+    sequences: int = 8
+    length: int = 128
     out: Path | None = None
 
 
@@ -142,8 +153,42 @@ def measure(config: Config) -> dict[str, Any]:
     }
 
 
+def measure_language_model(config: Config) -> dict[str, Any]:
+    """Times a step of the language model under AdamW, alone and with every matrix of its blocks projected and tracked.
+
+    Args:
+      config: Sizes and number of rounds.
+
+    Returns:
+      `{name: {"milliseconds_per_step", "ratio", "ratio_of_fastest"}}`; ratios to AdamW alone, the first a median over
+      rounds.
+    """
+    hidden = nj.hidden_weights(readout=("head",))
+    adamw = optax.adamw(1e-3)
+    transforms = {
+        "adamw": adamw,
+        f"nap(adamw), tracking every {TRACK_EVERY}": nj.nap(
+            adamw, mask=hidden, learning_rate=1e-3, track_every=TRACK_EVERY
+        ),
+        "nap(adamw), tracking every step": nj.nap(adamw, mask=hidden, learning_rate=1e-3),
+    }
+    sizes = {"batch_size": config.sequences, "length": config.length}
+    model = language_model(nj.placements.peri(nj.rms_norm()), layers=config.layers, width=config.features)
+    calls = {name: training_step(model, tx, **sizes) for name, tx in transforms.items()}
+    times = timing.interleaved(calls, config.rounds)
+    return {
+        name: {
+            "milliseconds_per_step": 1e3 * float(np.median(seconds)),
+            "ratio": timing.ratio(times, name, "adamw"),
+            "ratio_of_fastest": timing.ratio_of_fastest(times, name, "adamw"),
+        }
+        for name, seconds in times.items()
+    }
+
+
 def run(config: Config) -> None:
-    """Measures, prints the table and writes the JSON file if one is asked for."""
+    """Measures, prints the tables and writes the JSON file if one is asked for."""
+    console = rich.console.Console()
     result = measure(config)
     table = rich.table.Table(title="time per training step, medians of interleaved runs")
     for column in ("optimizer", "µs per step", "ratio to adam", "compilations", "host calls"):
@@ -151,6 +196,14 @@ def run(config: Config) -> None:
     for name, row in result["optimizers"].items():
         counts = (str(row["compilations"]), str(row["host_calls"]))
         table.add_row(name, f"{row['microseconds_per_step']:.1f}", f"{row['ratio']:.3f}", *counts)
-    rich.console.Console().print(table)
+    console.print(table)
+    if config.layers:
+        result["language_model"] = measure_language_model(config)
+        table = rich.table.Table(title=f"the same for a language model of {config.layers} blocks")
+        for i, column in enumerate(("optimizer", "ms per step", "ratio to adamw", "by fastest rounds")):
+            table.add_column(column, justify="right" if i else "left")
+        for name, row in result["language_model"].items():
+            table.add_row(name, *(f"{row[key]:.3f}" for key in row))
+        console.print(table)
     if config.out is not None:
         records.write_json(config.out, {**records.environment(), **result})

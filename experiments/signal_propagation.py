@@ -7,7 +7,6 @@ does before anything is learned. What is said of trained networks (exponential g
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +20,8 @@ from flax import nnx
 
 import normjax as nj
 from experiments import UsageError, records
+from experiments.placements import PLACEMENTS
 from normjax.models import Transformer, TransformerConfig
-
-PLACEMENTS: dict[str, Callable[[nj.NormTransform], nj.placements.Placement]] = {
-    "pre": nj.placements.pre,
-    "post": nj.placements.post,
-    "peri": nj.placements.peri,
-    "reordered": nj.placements.reordered,
-    "layer_norm_scaling": nj.placements.layer_norm_scaling,
-    "mix": nj.placements.mix,
-    "deep": nj.placements.deep,
-    "sub": nj.placements.sub,
-    "hybrid": nj.placements.hybrid,
-    "keel": nj.placements.keel,
-    "resi_dual": nj.placements.resi_dual,
-    "siamese": nj.placements.siamese,
-    "layer_scale": nj.placements.layer_scale,
-    "gated_residual": nj.placements.gated_residual,
-    "parallel": nj.placements.parallel,
-}
 
 
 @dataclasses.dataclass(frozen=True)

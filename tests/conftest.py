@@ -82,7 +82,8 @@ def quick_compilation(request):
     )
     many |= file in ("test_signal_propagation", "test_speed")
     # Thousands of steps in bfloat16 are about what the optimized code rounds.
-    if (many or file == "test_public_surface") and file != "test_optim_projection":
+    commands = file in ("test_public_surface", "test_language_model", "test_overhead", "test_throughput")
+    if (many or commands) and file != "test_optim_projection":
         jax.config.update("jax_disable_most_optimizations", True)
         # Nothing in them is compiled twice: what is kept is never read.
         jax.config.update("jax_enable_compilation_cache", folder in ("flax_parity", "optim") or not many)

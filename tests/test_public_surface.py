@@ -28,6 +28,7 @@ ROOMS = [
     "normjax.optim",
     "normjax.placements",
     "normjax.task_vectors",
+    "normjax.sharding",
     "normjax.weights",
     "pallas_kernels",
     "pallas_kernels.analysis",
@@ -43,7 +44,7 @@ ROOMS = [
 ]
 # Floors from the ground up: a module may import from its own floor or from below.
 FLOORS = [
-    ["normjax._checks", "normjax._method", "normjax.precision"],
+    ["normjax._checks", "normjax._method", "normjax.precision", "normjax.sharding"],
     ["normjax.reductions"],
     ["normjax._centre"],
     ["normjax.moments"],

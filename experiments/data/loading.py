@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,9 +44,7 @@ def require_available(name: str, data_dir: Path | str | None = None) -> None:
       UsageError: If the name is unknown.
       ConnectionError: If the dataset has to be downloaded and its host does not answer.
     """
-    builder = _builder(name, data_dir)
-    if name not in EMBEDDED and not _is_prepared(builder):
-        preflight.require_reachable(name, builder.url_infos or (), EMBEDDED)
+    _available(name, data_dir, EMBEDDED)
 
 
 def load(name: str, split: str = "train", data_dir: Path | str | None = None) -> Images:
@@ -63,10 +62,7 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None) ->
       UsageError: If the name or split is unknown, or the dataset does not hold labelled images of one size.
       ConnectionError: If the dataset has to be downloaded and its host does not answer.
     """
-    require_available(name, data_dir)
-    builder = _builder(name, data_dir)
-    if not _is_prepared(builder):
-        _prepare(name, builder)
+    builder = prepared(name, data_dir, EMBEDDED)
     _check_features(name, builder)
     try:
         source = builder.as_data_source(split=split)
@@ -80,8 +76,36 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None) ->
     return Images(np.stack(images), np.asarray(labels, np.int32))
 
 
-def _prepare(name: str, builder: Any) -> None:
-    if name not in EMBEDDED:
+def prepared(name: str, data_dir: Path | str | None, embedded: Mapping[str, Any]) -> Any:
+    """The builder of a dataset whose files are there, after preparing them on first use.
+
+    Args:
+      name: A name in `embedded`, else any TFDS name.
+      data_dir: As for `load`.
+      embedded: Builders that need no network, by name.
+
+    Returns:
+      The TFDS builder.
+
+    Raises:
+      UsageError: If the name is unknown.
+      ConnectionError: If the dataset has to be downloaded and its host does not answer.
+    """
+    builder = _available(name, data_dir, embedded)
+    if not _is_prepared(builder):
+        _prepare(builder, quiet=name in embedded)
+    return builder
+
+
+def _available(name: str, data_dir: Path | str | None, embedded: Mapping[str, Any]) -> Any:
+    builder = _builder(name, data_dir, embedded)
+    if name not in embedded and not _is_prepared(builder):
+        preflight.require_reachable(name, builder.url_infos or (), embedded)
+    return builder
+
+
+def _prepare(builder: Any, *, quiet: bool) -> None:
+    if not quiet:
         builder.download_and_prepare()
         return
     # TFDS announces a download of unknown size and draws progress bars; here neither is true nor needed.
@@ -93,17 +117,18 @@ def _is_prepared(builder: Any) -> bool:
     return builder.data_path.is_dir() and builder.is_prepared()
 
 
-def _builder(name: str, data_dir: Path | str | None) -> Any:
+def _builder(name: str, data_dir: Path | str | None, embedded: Mapping[str, Any]) -> Any:
     data_dir = Path(data_dir) if data_dir is not None else default_data_dir()
-    if name in EMBEDDED:
-        return EMBEDDED[name](data_dir=data_dir, file_format="array_record")
+    if name in embedded:
+        return embedded[name](data_dir=data_dir, file_format="array_record")
     try:
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise UsageError(
-            f"Unknown dataset {name!r}: expected {' or '.join(EMBEDDED)} (embedded), or a TFDS name such as cifar10."
+            f"Unknown dataset {name!r}: expected {' or '.join(embedded)} (embedded), or a TFDS name, see "
+            f"https://www.tensorflow.org/datasets/catalog."
             f"{hint}"
         ) from error
 

@@ -42,6 +42,6 @@ def require_reachable(name: str, urls: Iterable[str], embedded: Iterable[str]) -
     if reached != [True]:
         raise ConnectionError(
             f"Dataset {name!r} is not prepared in the data directory and {url} does not answer within "
-            f"{TIMEOUT_SECONDS:g} s, so it cannot be downloaded. Use --dataset {' or --dataset '.join(embedded)}, "
-            "which need no network, or point --data-dir (or TFDS_DATA_DIR) at a directory where it is prepared."
+            f"{TIMEOUT_SECONDS:g} s, so it cannot be downloaded. Use --dataset {' or --dataset '.join(embedded)} (no "
+            "network needed), or point --data-dir (or TFDS_DATA_DIR) at a directory where it is prepared."
         )

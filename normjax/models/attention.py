@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from normjax.models._axes import linear_names, named_norm
 from normjax.models.rope import Rope
-from normjax.nnx import Norm
 from normjax.transform import NormTransform
 
 
@@ -97,21 +97,22 @@ class Attention(nnx.Module):
         self.qk_norm_over, self.qk_norm_after_rope = qk_norm_over, qk_norm_after_rope
         inits = kernel_inits or {}
 
-        def linear(name, inputs, outputs):
+        def linear(name, inputs, outputs, *names):
             init = inits.get(name, nnx.initializers.lecun_normal())
             options = {"use_bias": use_bias, "kernel_init": init, "dtype": dtype, "param_dtype": param_dtype}
-            return nnx.Linear(inputs, outputs, **options, rngs=rngs)
+            return nnx.Linear(inputs, outputs, **options, **linear_names(*names), rngs=rngs)
 
-        self.query = linear("query", features, heads * size)
-        self.key = linear("key", features, kv_heads * size)
-        self.value = linear("value", features, kv_heads * size)
-        self.out = linear("out", heads * size, features)
-        make = lambda norm, width: None if norm is None else Norm(norm, width, rngs=rngs)  # noqa: E731
+        self.query = linear("query", features, heads * size, "embed", "heads")
+        self.key = linear("key", features, kv_heads * size, "embed", "kv_heads")
+        self.value = linear("value", features, kv_heads * size, "embed", "kv_heads")
+        self.out = linear("out", heads * size, features, "heads", "embed")
+        make = lambda norm, *axis: None if norm is None else named_norm(norm, axis[0], rngs, axis[1])  # noqa: E731
+        head, every, each = (size, "norm"), (heads * size, "heads"), (kv_heads * size, "kv_heads")
         whole = qk_norm_over == "projection"
-        self.query_norm = make(qk_norm, heads * size if whole else size)
-        self.key_norm = make(qk_norm, kv_heads * size if whole else size)
-        self.value_norm = make(value_norm, size)
-        self.inner_norm = make(inner_norm, heads * size)
+        self.query_norm = make(qk_norm, *(every if whole else head))
+        self.key_norm = make(qk_norm, *(each if whole else head))
+        self.value_norm = make(value_norm, *head)
+        self.inner_norm = make(inner_norm, *every)
 
     def __call__(
         self,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normjax import _checks
+from normjax.models._axes import linear_names, named
 from normjax.models.transformer import Transformer, TransformerConfig
 
 _EMBEDDING_INIT = nnx.initializers.normal(0.02)
@@ -54,12 +55,13 @@ class LanguageModel(nnx.Module):
         """
         _checks.check_count("vocabulary", vocabulary, 1)
         options = {"embedding_init": embedding_init, "param_dtype": config.param_dtype, "dtype": config.dtype}
-        self.embedding = nnx.Embed(vocabulary, config.features, **options, rngs=rngs)
-        self.position_embedding = (
-            None if max_tokens is None else nnx.Embed(max_tokens, config.features, **options, rngs=rngs)
+        embed = lambda count, name: nnx.Embed(  # noqa: E731
+            count, config.features, **options, embedding_metadata=named(name, "embed"), rngs=rngs
         )
+        self.embedding = embed(vocabulary, "vocab")
+        self.position_embedding = None if max_tokens is None else embed(max_tokens, "positions")
         self.stack = Transformer(config, rngs=rngs)
-        dtypes = {"param_dtype": config.param_dtype, "dtype": config.dtype}
+        dtypes = {"param_dtype": config.param_dtype, "dtype": config.dtype, **linear_names("embed", "vocab")}
         self.head = None if tied else nnx.Linear(config.features, vocabulary, use_bias=False, **dtypes, rngs=rngs)
         self.embedding_scale, self.logit_scale, self.logit_softcap = embedding_scale, logit_scale, logit_softcap
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from normjax.nnx import Norm
+from normjax.models._axes import linear_names, named_norm
 from normjax.transform import NormTransform
 
 
@@ -52,16 +52,16 @@ class MLP(nnx.Module):
         """
         inits = kernel_inits or {}
 
-        def linear(name, inputs, outputs):
+        def linear(name, inputs, outputs, *names):
             init = inits.get(name, nnx.initializers.lecun_normal())
             options = {"use_bias": use_bias, "kernel_init": init, "dtype": dtype, "param_dtype": param_dtype}
-            return nnx.Linear(inputs, outputs, **options, rngs=rngs)
+            return nnx.Linear(inputs, outputs, **options, **linear_names(*names), rngs=rngs)
 
         self.activation = activation
-        self.gate = linear("gate", features, hidden) if gated else None
-        self.up = linear("up", features, hidden)
-        self.down = linear("down", hidden, features)
-        self.inner_norm = None if inner_norm is None else Norm(inner_norm, hidden, rngs=rngs)
+        self.gate = linear("gate", features, hidden, "embed", "mlp") if gated else None
+        self.up = linear("up", features, hidden, "embed", "mlp")
+        self.down = linear("down", hidden, features, "mlp", "embed")
+        self.inner_norm = None if inner_norm is None else named_norm(inner_norm, hidden, rngs, "mlp")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `(..., features)` to the same shape."""

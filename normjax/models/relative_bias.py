@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from normjax.models._axes import named
+
 
 def buckets(distances: jax.Array, count: int, furthest: int, causal: bool) -> jax.Array:
     """The bucket of each signed distance (key minus query): half of them exact, the rest logarithmic."""
@@ -35,7 +37,8 @@ class RelativeBias(nnx.Module):
           causal: Whether keys lie before their queries only.
           rngs: Random streams; `params` is used.
         """
-        self.embedding = nnx.Param(nnx.initializers.normal(1.0)(rngs.params(), (count, heads), jnp.float32))
+        embedding = nnx.initializers.normal(1.0)(rngs.params(), (count, heads), jnp.float32)
+        self.embedding = nnx.Param(embedding, **named(None, "heads"))
         self.count, self.furthest, self.causal = count, furthest, causal
 
     def __call__(self, positions: jax.Array) -> jax.Array:

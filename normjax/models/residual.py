@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from normjax.models._axes import named, named_norm
 from normjax.models.residual_gate import residual_gate
-from normjax.nnx import Norm
 from normjax.placements import Step
 from normjax.transform import NormTransform
 
@@ -48,9 +48,10 @@ class Residual(nnx.Module):
           rngs: Random streams; `params` is used.
         """
         self.step, self.branch = step, branch
-        make = lambda there: Norm(norm, features, rngs=rngs) if there else None  # noqa: E731
+        make = lambda there: named_norm(norm, features, rngs) if there else None  # noqa: E731
         self.before, self.output, self.after = make(step.before), make(step.output), make(step.after)
-        self.gate = None if step.gate is None else nnx.Param(jnp.full((features,), gate_init, param_dtype))
+        gate = jnp.full((features,), gate_init, param_dtype)
+        self.gate = None if step.gate is None else nnx.Param(gate, **named("norm"))
 
     def __call__(self, x: jax.Array, **options: Any) -> jax.Array:
         """The step; `options` go to the branch."""

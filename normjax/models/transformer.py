@@ -11,16 +11,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normjax import _checks
+from normjax.models._axes import named_norm
 from normjax.models.attention import Attention, AttentionKind
 from normjax.models.mlp import MLP
 from normjax.models.relative_bias import RelativeBias
 from normjax.models.residual import Residual
-from normjax.nnx import Norm
 from normjax.placements import Placement, Step
 from normjax.transform import NormTransform
 
 Init = Callable[..., jax.Array]
 _KERNEL_INIT = nnx.initializers.lecun_normal()
+# The name of the axis that stacked parameters have more.
+_LAYERS = {nnx.PARTITION_NAME: "layers"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,8 @@ class TransformerConfig:
       param_dtype: Dtype of parameters.
       scan: Whether equal consecutive blocks are one compiled loop with stacked parameters.
       remat: Whether the backward pass computes each block again instead of keeping what is inside.
+      stream_sharding: Of the stream between blocks, `nj.sharding.batch_sharding(mesh)` say; `None` leaves it to the
+        compiler, which may cut the stream as it finds the parameters cut.
     """
 
     layers: int
@@ -70,6 +74,7 @@ class TransformerConfig:
     param_dtype: Any = jnp.float32
     scan: bool = False
     remat: bool = False
+    stream_sharding: jax.sharding.Sharding | None = None
 
     def __post_init__(self):
         """Rejects an empty stack."""
@@ -196,7 +201,7 @@ class Transformer(nnx.Module):
         """
         self.config = config
         place, wide = config.placement, config.features
-        norm = functools.partial(Norm, place.norm, wide, rngs=rngs)
+        norm = functools.partial(named_norm, place.norm, wide, rngs)
         self.embedding_norm = norm() if place.embedding else None
         runs = [list(run) for _, run in itertools.groupby(map(config.block, range(1, config.layers + 1)))]
         self.runs = tuple(len(run) if config.scan else 0 for run in runs)
@@ -239,9 +244,9 @@ class Transformer(nnx.Module):
         if self.relative_bias is not None:
             options["bias"] = self.relative_bias(jnp.arange(x.shape[1]) if positions is None else positions)
         x = x if self.embedding_norm is None else self.embedding_norm(x)
-        carry = x if self.config.placement.streams == "one" else (x, x)
+        carry = self._placed(x if self.config.placement.streams == "one" else (x, x))
         yield carry
-        step = lambda block, carry, options: block(carry, **options)  # noqa: E731
+        step = lambda block, carry, options: self._placed(block(carry, **options))  # noqa: E731
         step = nnx.remat(step) if self.config.remat else step
         for block, scanned in zip(self.blocks, self._lengths(), strict=True):
             if scanned:
@@ -250,6 +255,10 @@ class Transformer(nnx.Module):
             else:
                 carry = step(block, carry, options)
             yield carry
+
+    def _placed(self, carry: Any) -> Any:
+        sharding = self.config.stream_sharding
+        return carry if sharding is None else jax.lax.with_sharding_constraint(carry, sharding)
 
     def _lengths(self) -> tuple[int, ...]:
         return self.runs if self.config.scan else (0,) * self.config.layers
@@ -270,7 +279,7 @@ class Transformer(nnx.Module):
 def _scanned(step: Callable[..., Any], every: bool) -> Callable[..., Any]:
     """A loop over stacked blocks; the streams between them are kept where they are asked for."""
 
-    @nnx.scan(in_axes=(0, nnx.Carry, None), out_axes=(nnx.Carry, 0))
+    @nnx.scan(in_axes=(0, nnx.Carry, None), out_axes=(nnx.Carry, 0), transform_metadata=_LAYERS)
     def run(block, carry, options):
         carry = step(block, carry, options)
         return carry, carry if every else None
@@ -279,7 +288,7 @@ def _scanned(step: Callable[..., Any], every: bool) -> Callable[..., Any]:
 
 
 def _stacked(make: Callable[..., Block], plan: BlockPlan, count: int, rngs: nnx.Rngs) -> Block:
-    @nnx.vmap(in_axes=0, out_axes=0)
+    @nnx.vmap(in_axes=0, out_axes=0, transform_metadata=_LAYERS)
     def each(rngs):
         return make(plan, rngs)
 

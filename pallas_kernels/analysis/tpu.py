@@ -35,10 +35,6 @@ def _dumps() -> pathlib.Path:
         "--xla_jf_dump_llo_pass_label_regex=final_(bundles|hlo)",  # All passes are a hundred times as much.
     )
     os.environ["LIBTPU_INIT_ARGS"] = " ".join([os.environ.get("LIBTPU_INIT_ARGS", ""), *flags]).strip()
-    # No metadata server, no lock against another compiling process, no warnings of a missing TPU.
-    quiet = ("TPU_STDERR_LOG_LEVEL", "TPU_MIN_LOG_LEVEL")
-    for name, value in [("TPU_SKIP_MDS_QUERY", "1"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), *((q, "3") for q in quiet)]:
-        os.environ.setdefault(name, value)
     return folder
 
 
@@ -47,7 +43,18 @@ def devices(chip: Tpu) -> list:
     if not available():
         raise ModuleNotFoundError(MISSING)
     _dumps()
-    return list(topologies.get_topology_desc(chip.topology, "tpu").devices)
+    return slice_devices(chip.topology)
+
+
+def slice_devices(topology: str) -> list:
+    """The compile-only devices of a slice, of `v5e:4x4` say; alone, it leaves nothing for `read` to find."""
+    if not available():
+        raise ModuleNotFoundError(MISSING)
+    # No metadata server, no lock against another compiling process, no warnings of a missing TPU.
+    quiet = ("TPU_STDERR_LOG_LEVEL", "TPU_MIN_LOG_LEVEL")
+    for name, value in [("TPU_SKIP_MDS_QUERY", "1"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), *((q, "3") for q in quiet)]:
+        os.environ.setdefault(name, value)
+    return list(topologies.get_topology_desc(topology, "tpu").devices)
 
 
 def begin() -> None:

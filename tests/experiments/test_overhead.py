@@ -17,6 +17,14 @@ def test_small_run(tmp_path):
         assert row["microseconds_per_step"] > 0
 
 
+def test_language_model():
+    config = overhead.Config(rounds=2, layers=1, features=8, sequences=2, length=4)
+    rows = overhead.measure_language_model(config)
+    assert len(rows) == 3
+    assert rows["adamw"]["ratio"] == 1
+    assert all(row["milliseconds_per_step"] > 0 for row in rows.values())
+
+
 def test_host_calls_are_seen():
     def body(x, _):
         jax.debug.print("{}", x[0])
