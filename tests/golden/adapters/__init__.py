@@ -9,6 +9,7 @@ import re
 from tests.golden.adapters import (
     activations,
     conditional,
+    fold,
     gates,
     hosts,
     mixtures,
@@ -27,7 +28,20 @@ from tests.golden.adapters._kinds import Stepwise as Stepwise
 from tests.golden.adapters._kinds import epsilon_of as epsilon_of
 from tests.golden.vectors import Vector
 
-_FAMILIES = (plain, written_backward, mixtures, activations, tokens, vision, conditional, weights, stacks, hosts, gates)
+_FAMILIES = (
+    plain,
+    written_backward,
+    mixtures,
+    activations,
+    tokens,
+    vision,
+    conditional,
+    weights,
+    stacks,
+    hosts,
+    gates,
+    fold,
+)
 
 
 def adapter(vector: Vector) -> Adapter | None:
