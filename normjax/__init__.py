@@ -5,6 +5,7 @@ A norm is a pair of pure functions, `NormTransform(init, apply)`; `chain`, `spli
 learning rate.
 """
 
+from normjax import fold as fold
 from normjax import linen as linen
 from normjax import models as models
 from normjax import nnx as nnx

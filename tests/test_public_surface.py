@@ -17,6 +17,7 @@ import pallas_kernels
 ROOT = pathlib.Path(normjax.__file__).resolve().parents[1]
 ROOMS = [
     "normjax",
+    "normjax.fold",
     "normjax.linen",
     "normjax.models",
     "normjax.models.presets",
@@ -50,6 +51,7 @@ FLOORS = [
     ["normjax.nnx"],
     ["normjax.placements"],
     ["normjax.models"],
+    ["normjax.fold"],
     ["normjax"],
 ]
 

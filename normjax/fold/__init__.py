@@ -1,13 +1,27 @@
 """Folding for inference and exact conversions: rules as pure functions, and explicit plans that apply them."""
 
+from normjax.fold.apply import Folded as Folded
+from normjax.fold.apply import Report as Report
+from normjax.fold.apply import apply as apply
 from normjax.fold.centre import center_out as center_out
 from normjax.fold.centre import center_rows as center_rows
 from normjax.fold.centre import compress_in as compress_in
 from normjax.fold.centre import compress_out as compress_out
 from normjax.fold.channel_map import apply_map_norm as apply_map_norm
 from normjax.fold.channel_map import residual_map as residual_map
+from normjax.fold.convert import centering_plan as centering_plan
+from normjax.fold.convert import rms_reparametrization as rms_reparametrization
+from normjax.fold.convert import to_pre_crms as to_pre_crms
+from normjax.fold.convert import to_pre_rms as to_pre_rms
 from normjax.fold.integer_layer_norm import integer_layer_normalize as integer_layer_normalize
 from normjax.fold.integer_layer_norm import integer_root as integer_root
+from normjax.fold.models import fold_model as fold_model
+from normjax.fold.models import plan_for as plan_for
+from normjax.fold.plan import Edge as Edge
+from normjax.fold.plan import Layer as Layer
+from normjax.fold.plan import NormAt as NormAt
+from normjax.fold.plan import Plan as Plan
+from normjax.fold.plan import Refusal as Refusal
 from normjax.fold.quantize import Equalization as Equalization
 from normjax.fold.quantize import equalization as equalization
 from normjax.fold.quantize import equalize_ln_linear as equalize_ln_linear
@@ -17,6 +31,8 @@ from normjax.fold.quantize import quantize_log_sqrt2 as quantize_log_sqrt2
 from normjax.fold.quantize import quantize_uniform as quantize_uniform
 from normjax.fold.quantize import range_quantizer as range_quantizer
 from normjax.fold.quantize import retune_bn_stats as retune_bn_stats
+from normjax.fold.recalibrate import recalibrate as recalibrate
+from normjax.fold.recalibrate import recalibrate_model as recalibrate_model
 from normjax.fold.rules import affine_after as affine_after
 from normjax.fold.rules import affine_before as affine_before
 from normjax.fold.rules import bn_after as bn_after
@@ -24,3 +40,9 @@ from normjax.fold.rules import conv_pad_value as conv_pad_value
 from normjax.fold.rules import qk_gains as qk_gains
 from normjax.fold.rules import running_affine as running_affine
 from normjax.fold.rules import scale_stream as scale_stream
+from normjax.fold.trees import linen_to_nnx as linen_to_nnx
+from normjax.fold.trees import nnx_to_linen as nnx_to_linen
+from normjax.fold.verify import Comparison as Comparison
+from normjax.fold.verify import Verification as Verification
+from normjax.fold.verify import verify as verify
+from normjax.weights import bake as bake

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from normjax import _checks
 
@@ -52,7 +52,12 @@ def check_bias(bias: Array | None, axes: Sequence[int], kernel: Array) -> None:
 
 def count_of(where: Array) -> int:
     """Counts what is true in an array; 0 where it is traced and its values are not known."""
-    return 0 if isinstance(where, jax.core.Tracer) else int(np.sum(np.asarray(where)))
+    return 0 if isinstance(where, Tracer) else int(np.sum(np.asarray(where)))
+
+
+def is_zero(array: Array | None) -> bool:
+    """Whether an array is absent or known to be 0 everywhere."""
+    return array is None or not (isinstance(array, Tracer) or count_of(array != 0))
 
 
 def added(bias: Array | None, shift: Array | None) -> Array | None:

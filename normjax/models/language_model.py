@@ -32,6 +32,7 @@ class LanguageModel(nnx.Module):
         *,
         vocabulary: int,
         tied: bool = True,
+        head_bias: bool = False,
         max_tokens: int | None = None,
         embedding_scale: float = 1.0,
         logit_scale: float = 1.0,
@@ -45,14 +46,20 @@ class LanguageModel(nnx.Module):
           config: The stack.
           vocabulary: Number of tokens.
           tied: Whether the head is the embedding's transpose.
+          head_bias: Whether an untied head has a bias, as one has into which the final norm was folded.
           max_tokens: Length of a learned position embedding (GPT-2); `None` for none.
           embedding_scale: Multiplies the embedding (Gemma: the root of the features).
           logit_scale: Multiplies the logits (Cohere).
           logit_softcap: Logits become `softcap * tanh(logits / softcap)` (Gemma 2), or `None`.
           embedding_init: Initializer of the embeddings.
           rngs: Random streams; `params` is used.
+
+        Raises:
+          ValueError: If the vocabulary is empty or a tied head is to have a bias.
         """
         _checks.check_count("vocabulary", vocabulary, 1)
+        if tied and head_bias:
+            raise ValueError("head_bias=True needs tied=False: the head is then a layer of its own.")
         options = {"embedding_init": embedding_init, "param_dtype": config.param_dtype, "dtype": config.dtype}
         self.embedding = nnx.Embed(vocabulary, config.features, **options, rngs=rngs)
         self.position_embedding = (
@@ -60,7 +67,7 @@ class LanguageModel(nnx.Module):
         )
         self.stack = Transformer(config, rngs=rngs)
         dtypes = {"param_dtype": config.param_dtype, "dtype": config.dtype}
-        self.head = None if tied else nnx.Linear(config.features, vocabulary, use_bias=False, **dtypes, rngs=rngs)
+        self.head = None if tied else nnx.Linear(config.features, vocabulary, use_bias=head_bias, **dtypes, rngs=rngs)
         self.embedding_scale, self.logit_scale, self.logit_softcap = embedding_scale, logit_scale, logit_softcap
 
     def __call__(
@@ -93,4 +100,5 @@ class LanguageModel(nnx.Module):
         x = x if self.embedding_scale == 1 else x * jnp.asarray(self.embedding_scale, x.dtype)
         if self.position_embedding is None:
             return x
-        return x + self.position_embedding(jnp.arange(tokens.shape[1]) if positions is None else positions)
+        places = self.position_embedding(jnp.arange(tokens.shape[1]) if positions is None else positions)
+        return x + places.reshape((1,) * (x.ndim - places.ndim) + places.shape)
