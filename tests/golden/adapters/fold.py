@@ -1,5 +1,6 @@
 """Adapters of folding, conversion and quantization."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 
 import normjax as nj
 from normjax import fold
+from tests.golden.adapters._compilation import quick_compilation
 from tests.golden.adapters._kinds import Adapter, Check, Pointwise
 from tests.golden.comparison import assert_close, is_close
 from tests.golden.vectors import Vector
 
 # The cards' tolerance of one primitive in float32; float64 vectors agree to 1e-12.
-FLOAT32, FLOAT64 = 1e-5, 1e-12
+FLOAT32, FLOAT64, EPS32 = 1e-5, 1e-12, float(np.finfo(np.float32).eps)
 Arrays = dict[str, Any]
 
 
@@ -41,6 +43,11 @@ def _convolved(x, kernel, bias, padding, pad_value=0.0, stride=1):
     return np.moveaxis(y if bias is None else y + bias, -1, 1)
 
 
+def _padding(x, kernel, y, stride=1) -> int:
+    """What a recorded convolution of NCHW padded on each side, by the shapes."""
+    return -(-((y.shape[-1] - 1) * stride + kernel.shape[0] - x.shape[-1]) // 2)
+
+
 def _check_primitives(vector: Vector) -> None:
     a, epsilon = _wide(vector.arrays()), vector.sidecar["params"]["bn_eps"]
     close = lambda actual, name: assert_close(actual, a[name], FLOAT32, name)
@@ -50,7 +57,9 @@ def _check_primitives(vector: Vector) -> None:
     kernel, bias = fold.bn_after(_kernel(a, "c2b_W"), a["c2b_b"], *statistics("c2b"))
     close(torch_layout(kernel), "c2b_Wf")
     close(bias, "c2b_bf")
-    close(_convolved(a["c2b_x"], kernel, bias, (a["c2b_y"].shape[-1] - a["c2b_x"].shape[-1] + 2) // 2), "c2b_y")
+    stride = vector.sidecar["params"]["conv_stride_c2b"]
+    padding = _padding(a["c2b_x"], kernel, a["c2b_y"], stride)
+    close(_convolved(a["c2b_x"], kernel, bias, padding, stride=stride), "c2b_y")
 
     scale, shift = fold.running_affine(*statistics("b2c"))
     kernel, bias = fold.affine_before(_kernel(a, "b2c_W"), a["b2c_b"], scale, shift)
@@ -58,8 +67,9 @@ def _check_primitives(vector: Vector) -> None:
     close(bias, "b2c_bf")
     pad = fold.conv_pad_value(scale, shift)
     close(pad, "b2c_padvalue")
-    close(_convolved(a["c2b_x"], kernel, bias, 1, pad), "b2c_y")
-    naive = _convolved(a["c2b_x"], kernel, bias, 1)
+    padding = _padding(a["c2b_x"], kernel, a["b2c_y"])
+    close(_convolved(a["c2b_x"], kernel, bias, padding, pad), "b2c_y")
+    naive = _convolved(a["c2b_x"], kernel, bias, padding)
     close(naive, "b2c_y_naive_zero_pad")
     assert np.max(np.abs(naive - a["b2c_y"])) > 0.1, "zeros on the border should be wrong"
 
@@ -163,7 +173,8 @@ def _check_adaquant(vector: Vector) -> None:
     torch_layout = lambda kernel: np.moveaxis(kernel, (-1, -2), (0, 1))
     close(torch_layout(kernel), "W_folded")
     close(bias, "b_folded")
-    close(_convolved(a["x"][0], kernel, bias, 1), "y_float")
+    padding = _padding(a["x"][0], kernel, a["y_float"])
+    close(_convolved(a["x"][0], kernel, bias, padding), "y_float")
     units = (0, 1, 2)
     low, high = kernel.min(units), kernel.max(units)
     close(np.minimum(low, 0), "wq_min")
@@ -184,12 +195,13 @@ def _check_adaquant(vector: Vector) -> None:
 
 def _check_retuning(a: Arrays, params: Arrays, close, torch_layout) -> None:
     quantized = _kernel(a, "W_q")
+    padding = _padding(a["x"][0], quantized, a["y_float"])
     norm = nj.batch_norm(momentum=params["momentum_old"], unbiased=True)
     state = {"mean": a["beta"], "var": a["gamma"] ** 2}
     with jax.enable_x64(True):
         state = jax.tree.map(jnp.asarray, state)
         for x in a["x"][: params["calib_batches"]]:
-            y = np.moveaxis(_convolved(x, quantized, a["b_folded"], 1), 1, -1)
+            y = np.moveaxis(_convolved(x, quantized, a["b_folded"], padding), 1, -1)
             state = norm.apply({}, state, jnp.asarray(y), train=True)[1]
     mean, var = (np.asarray(state[name]) for name in ("mean", "var"))
     close(mean, "tune_mean")
@@ -197,7 +209,7 @@ def _check_retuning(a: Arrays, params: Arrays, close, torch_layout) -> None:
     kernel, bias = fold.retune_bn_stats(quantized, a["b_folded"], a["gamma"], a["beta"], mean, var, params["bn_eps"])
     close(torch_layout(kernel), "W_tuned")
     close(bias, "b_tuned")
-    close(_convolved(a["x"][0], kernel, bias, 1), "y_tuned")
+    close(_convolved(a["x"][0], kernel, bias, padding), "y_tuned")
     close(np.sqrt(a["gamma"] ** 2 + params["bn_eps"]), "tune_bn_weight")
 
 
@@ -291,6 +303,153 @@ def _zero_mean_linear(vector: Vector) -> Pointwise:
     return Pointwise(call, roundings=8)
 
 
+_BLOCK = ("ai", "ao", "mi", "mo")
+# Writers to the residual stream, with their bias, and readers of it, by the norm before them.
+_WRITERS = {"patch_w": "patch_b", "ao_w": "ao_b", "mo_w": "mo_b", "pos": None, "cls": None}
+_READERS = {"ln1": "ai", "ln2": "mi", "lnf": "hd"}
+
+
+def _flax_layout(weights: Arrays) -> Arrays:
+    """torch's (out, in) matrices, stacked over blocks or not, as (in, out)."""
+    return {k: np.swapaxes(v, -1, -2) if k.endswith("_w") else np.asarray(v) for k, v in weights.items()}
+
+
+def _over_blocks(fn, stacked: bool, *arrays):
+    if not stacked:
+        return fn(*arrays)
+    pairs = [fn(*(a[i] for a in arrays)) for i in range(len(arrays[0]))]
+    return tuple(np.stack(part) for part in zip(*pairs, strict=True))
+
+
+def _folded(w: Arrays) -> Arrays:
+    """The gains and biases of the norms in the layers that read them."""
+    new = dict(w)
+    for norm, layer in _READERS.items():
+        names = (f"{layer}_w", f"{layer}_b", f"{norm}_g", f"{norm}_b")
+        new[names[0]], new[names[1]] = _over_blocks(fold.affine_before, norm != "lnf", *(w[n] for n in names))
+    return {k: v for k, v in new.items() if not k.startswith("ln")}
+
+
+def _centred(w: Arrays) -> Arrays:
+    new = dict(w)
+    for kernel, bias in _WRITERS.items():
+        if bias is None:
+            new[kernel] = fold.center_rows(w[kernel])
+        else:
+            new[kernel], new[bias] = _over_blocks(fold.center_out, kernel != "patch_w", w[kernel], w[bias])
+    return new
+
+
+def _compressed(w: Arrays) -> Arrays:
+    new = dict(w)
+    for kernel, bias in _WRITERS.items():
+        new |= {name: fold.compress_out(w[name]) for name in (kernel, bias) if name is not None}
+    return new | {f"{layer}_w": fold.compress_in(w[f"{layer}_w"]) for layer in _READERS.values()}
+
+
+def _transformer(w: Arrays, x, heads: int, norm) -> jax.Array:
+    """The recorded vision transformer: `norm(x, name, block)` before attention, feed-forward and head."""
+    h = x @ w["patch_w"] + w["patch_b"] + w["pos"]
+    h = jnp.concatenate([jnp.broadcast_to(w["cls"], (h.shape[0], 1, h.shape[-1])), h], 1)
+    for i in range(len(w["ai_w"])):
+        ai, ao, mi, mo = ((w[f"{n}_w"][i], w[f"{n}_b"][i]) for n in _BLOCK)
+        qkv = norm(h, "ln1", i) @ ai[0] + ai[1]
+        q, k, v = (a.reshape(*a.shape[:-1], heads, -1) for a in jnp.split(qkv, 3, -1))
+        weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5, -1)
+        h = h + jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*h.shape[:-1], -1) @ ao[0] + ao[1]
+        h = h + jax.nn.gelu(norm(h, "ln2", i) @ mi[0] + mi[1], approximate=False) @ mo[0] + mo[1]
+    return norm(h[:, 0], "lnf", None) @ w["hd_w"] + w["hd_b"]
+
+
+def _forms(w: Arrays, epsilon: float) -> dict[str, tuple[Arrays, Callable]]:
+    """The weights and the norm of every form of the network with these weights, by its recorded name."""
+
+    def affine(h, name, block):
+        scale, bias = (w[f"{name}_{p}"] if block is None else w[f"{name}_{p}"][block] for p in "gb")
+        return nj.layer_normalize(h, jnp.asarray(scale, h.dtype), jnp.asarray(bias, h.dtype), epsilon=epsilon)
+
+    plain = lambda h, name, block: nj.layer_normalize(h, epsilon=epsilon)
+    rms = lambda h, name, block: nj.rms_normalize(h, epsilon=epsilon)
+    crms = lambda h, name, block: nj.crms_normalize(h, epsilon=epsilon)
+    folded = _folded(w)
+    centred = _centred(folded)
+    forms = {"preln_affine": (w, affine), "preln_folded": (folded, plain), "preln_zeromean": (centred, plain)}
+    return forms | {"prermsnorm": (centred, rms), "precrmsnorm": (_compressed(centred), crms)}
+
+
+def _original(vector: Vector) -> tuple[Vector, Arrays, Arrays]:
+    """The float64 vector that a conversion vector belongs to, its arrays, and its weights in Flax's layout."""
+    path = vector.path.parent / f"convert_preln_prerms_precrms_weights_f64_orig_{vector.name.rpartition('_')[2]}.npz"
+    own = Vector(path.stem, json.loads(path.with_suffix(".json").read_text()), path)
+    arrays = own.arrays()
+    return own, arrays, _flax_layout({k.removeprefix("orig/"): v for k, v in arrays.items() if k.startswith("orig/")})
+
+
+def _check_conversion(vector: Vector) -> None:
+    own, a, w = _original(vector)
+    with jax.enable_x64(True), quick_compilation():
+        for name, (weights, norm) in _forms(w, own.hyper["eps"]).items():
+            run = jax.jit(lambda w, x, norm=norm: _transformer(w, x, own.hyper["heads"], norm))
+            assert_close(run(weights, a["in/x"]), a[f"out/{name}"], FLOAT64, name)
+
+
+def _check_converted_weights(vector: Vector) -> None:
+    recorded = vector.arrays()
+    own, _, w = _original(vector)
+    forms = _forms(w, own.hyper["eps"])
+    names = {"fold": "preln_folded", "rms": "prermsnorm", "crms": "precrmsnorm"}
+    for key, value in recorded.items():
+        form, _, leaf = key.partition("/")
+        # Rounded to float32 as recorded.
+        assert_close(_flax_layout(forms[names[form]][0])[leaf].astype(np.float32), value, 4 * EPS32, key)
+
+
+def _check_converted_outputs(vector: Vector) -> None:
+    recorded = vector.arrays()
+    own, a, w = _original(vector)
+    narrow = lambda tree: jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), tree)
+    forms, x = _forms(w, own.hyper["eps"]), jnp.asarray(a["in/x"], jnp.float32)
+    for key, name in {"preln": "preln_affine", "rms": "prermsnorm", "crms": "precrmsnorm"}.items():
+        weights, norm = forms[name]
+
+        @jax.jit
+        def run(w, x, norm=norm):
+            y, pullback = jax.vjp(lambda x: _transformer(w, x, own.hyper["heads"], norm), x)
+            return y, pullback(jnp.ones_like(y))[0]
+
+        with quick_compilation():
+            y, gradient = run(narrow(weights), x)
+        # The card's, for two blocks in float32.
+        assert_close(y, recorded[f"f32/out/{key}"], 2e-5, f"y of {key}")
+        assert_close(gradient, recorded[f"f32/gin/{key}"], 2e-5, f"gradient of {key}")
+
+
+_DEMO = {"patch_linear": "patch", "att_in_linear": "ai", "att_out_linear": "ao", "mlp_in_linear": "mi"}
+_DEMO |= {"mlp_out_linear": "mo", "cls_head_linear": "hd"}
+
+
+def _check_demo(vector: Vector) -> None:
+    """The authors' own float64 demonstration, whose norms have no gains."""
+    a, params = vector.arrays(), vector.sidecar["params"]
+    short = {f"{long}_{kind}": f"{name}_{kind[0]}" for long, name in _DEMO.items() for kind in ("weight", "bias")}
+    own = {short[k]: v for k, v in a.items() if k in short}
+    w = _flax_layout(own | {"pos": a["pos_embedding"], "cls": a["cls_token"]})
+    depth, width = len(w["ai_w"]), w["patch_w"].shape[-1]
+    for norm in ("ln1", "ln2", "lnf"):
+        shape = (width,) if norm == "lnf" else (depth, width)
+        w |= {f"{norm}_g": np.ones(shape), f"{norm}_b": np.zeros(shape)}
+    forms = _forms(w, params["eps"])
+    for prefix, form in (("zm", "prermsnorm"), ("compressed", "precrmsnorm")):
+        found = _flax_layout(forms[form][0])
+        for key in (k for k in a if k.startswith(f"{prefix}_")):
+            assert_close(found[short[key.removeprefix(f"{prefix}_")]], a[key], FLOAT64, key)
+    with jax.enable_x64(True), quick_compilation():
+        for key, name in {"pre_ln": "preln_folded", "pre_rms": "prermsnorm", "pre_crms": "precrmsnorm"}.items():
+            weights, norm = forms[name]
+            run = jax.jit(lambda w, x, norm=norm: _transformer(w, x, params["heads"], norm))
+            assert_close(run(weights, a["x"]), a[f"{key}_result"], FLOAT64, key)
+
+
 def _check(run: Callable[[Vector], None]) -> Callable[[Vector], Adapter]:
     return lambda vector: Check(run)
 
@@ -304,4 +463,8 @@ ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {
     r"otfusion_ln_.*": _check(_check_maps),
     r"bebr_recurrent_.*": _check(_check_binarization),
     r"prerms_linearzeromeanoutput_.*": _zero_mean_linear,
+    r"convert_preln_prerms_precrms_weights_f64_orig_.*": _check(_check_conversion),
+    r"convert_preln_prerms_precrms_weights_converted_f32_.*": _check(_check_converted_weights),
+    r"convert_f32_outputs_.*": _check(_check_converted_outputs),
+    r"fold_preln_vit_.*": _check(_check_demo),
 }
