@@ -9,6 +9,8 @@ from normjax.fold.centre import compress_in as compress_in
 from normjax.fold.centre import compress_out as compress_out
 from normjax.fold.channel_map import apply_map_norm as apply_map_norm
 from normjax.fold.channel_map import residual_map as residual_map
+from normjax.fold.checkpoint import load_model as load_model
+from normjax.fold.checkpoint import save_model as save_model
 from normjax.fold.convert import centering_plan as centering_plan
 from normjax.fold.convert import rms_reparametrization as rms_reparametrization
 from normjax.fold.convert import to_pre_crms as to_pre_crms

@@ -89,10 +89,9 @@ def without_parameters(norm: NormTransform) -> NormTransform:
     if told is None:
         raise ValueError("a composed transform does not say what it would be without its parameters.")
     if told.method.folds == "all":
-        return identity()
+        return IDENTITY
     return told.again(use_scale=False, use_bias=False)
 
 
-def identity() -> NormTransform:
-    """The transform that a wholly folded norm leaves behind."""
-    return stateless(lambda params, x, *, mask, **context: x)
+# What a wholly folded norm leaves behind.
+IDENTITY = stateless(lambda params, x, *, mask, **context: x)

@@ -116,7 +116,6 @@ def recalibrate_model(model: nnx.Module, batches: Iterable[Any], *, between: boo
     def step(statistics, batch):
         copy = nnx.merge(graph, statistics, rest, copy=True)
         copy(batch)
-        return nnx.pure(nnx.state(copy, nnx.BatchStat))
+        return nnx.state(copy, nnx.BatchStat)
 
-    new = recalibrate(step, nnx.pure(statistics), batches, between=between)
-    nnx.update(model, new)
+    nnx.update(model, recalibrate(step, statistics, batches, between=between))
