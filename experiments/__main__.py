@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from experiments import UsageError, accuracy, overhead, plasticity, signal_propagation, speed
+from experiments import UsageError, accuracy, inference_cost, overhead, plasticity, signal_propagation, speed
 
 
 class Experiment(NamedTuple):
@@ -21,6 +21,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "accuracy": Experiment(accuracy.Accuracy, accuracy.main),
     "overhead": Experiment(overhead.Config, overhead.run),
     "signal_propagation": Experiment(signal_propagation.Config, signal_propagation.run),
+    "inference_cost": Experiment(inference_cost.Config, inference_cost.run),
     "speed": Experiment(speed.Config, speed.main),
 }
 
