@@ -119,8 +119,8 @@ def rms_reparametrization(model: LanguageModel, *, dtype: Dtype = "float32") -> 
       >>> config = nj.models.presets.gpt2(layers=1, features=8, heads=2, hidden=16)
       >>> model = nj.models.LanguageModel(config, vocabulary=11, tied=False, rngs=nnx.Rngs(0))
       >>> build, tokens = fold.rms_reparametrization(model), jnp.array([[1, 2, 3]])
-      >>> gradients = jax.grad(lambda state: jnp.sum(build(state)(tokens) ** 2))(nnx.state(model))
-      >>> gradients["embedding"]["embedding"].shape
+      >>> gradient = jax.grad(lambda state: jnp.sum(build(state)(tokens) ** 2))
+      >>> jax.eval_shape(gradient, nnx.state(model))["embedding"]["embedding"].shape
       (11, 8)
 
     References:

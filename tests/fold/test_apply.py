@@ -113,12 +113,18 @@ def pair(bias=True, **extra):
     return {"norm": tree["norm"], "dense": tree["dense"] | ({"bias": normal(2, seed=3)} if bias else {})} | extra
 
 
-def test_stacks_are_folded_layer_by_layer():
-    single = [pair(), jax.tree.map(lambda a: a + 1, pair())]
+CENTRED = Plan((Edge("center", (), (Layer("dense"),)),))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rule", ["before", "center"])
+def test_stacks_are_folded_layer_by_layer(rule, bias):
+    plan = CENTRED if rule == "center" else one_edge()
+    single = [pair(bias), jax.tree.map(lambda a: a + 1, pair(bias))]
     stack = jax.tree.map(lambda *leaves: np.stack(leaves), *single)
-    edge = dataclasses.replace(one_edge().edges[0], stacked=1)
+    edge = dataclasses.replace(plan.edges[0], stacked=1)
     folded, _ = fold.apply(stack, Plan((edge,)))
-    each = [fold.apply(tree, one_edge())[0].params for tree in single]
+    each = [fold.apply(tree, plan)[0].params for tree in single]
     jax.tree.map(np.testing.assert_array_equal, folded.params, jax.tree.map(lambda *leaves: np.stack(leaves), *each))
 
 

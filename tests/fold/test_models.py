@@ -1,6 +1,7 @@
 """Folding and converting the library's transformers, in every placement."""
 
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from normjax import fold, placements
 from normjax.models import AttentionKind, LanguageModel, Rope, Transformer, TransformerConfig
 
 TOKENS = jnp.array([[1, 2, 3, 4], [4, 0, 1, 3]])
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 WIDE = nj.Precision(parameters=jnp.float64)
 # Two blocks of some dozens of roundings each, of logits of size 1 to 10.
 FLOAT64 = 1e-12
@@ -125,11 +127,12 @@ def test_scanned_blocks(name):
 ROPE = (AttentionKind(rope=Rope()),)
 
 
-@pytest.mark.parametrize("over", ["head", "projection"])
-@pytest.mark.parametrize("kind", ["none", "equal", "unequal", "after"])
+# A norm of the whole projection cannot follow the rotation of heads.
+@pytest.mark.parametrize(
+    ("over", "kind"),
+    [(o, k) for o in ("head", "projection") for k in ("none", "equal", "unequal")] + [("head", "after")],
+)
 def test_norms_of_queries_and_keys(over, kind):
-    if (over, kind) == ("projection", "after"):
-        pytest.skip("a norm of the whole projection cannot follow the rotation of heads")
     options = {"qk_norm": rms_norm(scale_offset=1.0), "qk_norm_over": over, "qk_norm_after_rope": kind == "after"}
     options |= {"head_features": 4} | ({} if kind == "none" else {"kinds": ROPE})
     model = language_model(placements.pre(rms_norm()), layers=1, **options)
@@ -180,7 +183,7 @@ def test_a_stack_alone_has_no_reader_of_its_final_norm():
     model = language_model(placements.pre(layer_norm()), layers=1).stack
     folded, report = fold.fold_model(model)
     assert [r.path for r in report.refusals] == ["final_norm"]
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 8)))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 8)))
     assert fold.verify(model, folded, x, tolerance=FLOAT64).passed
     assert isinstance(folded, Transformer)
     with pytest.raises(TypeError, match="write a Plan by hand"):
@@ -204,10 +207,10 @@ def test_optimizers_refuse_folded_models():
     ("place", "options"),
     [
         (placements.pre(layer_norm()), {"max_tokens": 4, "use_bias": True, "embedding_scale": 2.0, "layers": 1}),
-        (placements.parallel(layer_norm(use_bias=False)), {"kinds": ROPE}),
+        (placements.parallel(layer_norm(use_bias=False)), {"kinds": ROPE, "layers": 1}),
         (placements.layer_norm_scaling(layer_norm(scale_offset=1.0)), {"scan": True}),
-    ],
-    ids=["pre", "parallel", "scaled"],
+    ][: 3 if NIGHTLY else 2],
+    ids=["pre", "parallel", "scaled"][: 3 if NIGHTLY else 2],
 )
 def test_the_three_forms_agree(place, options):
     model = language_model(place, **options)
@@ -221,6 +224,7 @@ def test_the_three_forms_agree(place, options):
     np.testing.assert_allclose(np.mean(stream, -1), 0, atol=1e-12)
 
 
+@pytest.mark.skipif(not NIGHTLY, reason="the notebook has a trained model in float32; this one runs at night")
 def test_the_three_forms_agree_in_float32():
     """The promise is 1e-5 of the logits."""
     model = language_model(placements.pre(nj.layer_norm()), layers=1, param_dtype=jnp.float32, kinds=ROPE)
