@@ -9,13 +9,17 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 import rich.console
-import tyro
 
 from normjax.fold.checkpoint import format_of, load_model, save_model
 from normjax.fold.models import fold_model, plan_for
 from normjax.fold.plan import Plan
 from normjax.fold.verify import verify
 from normjax.models import LanguageModel
+
+try:
+    import tyro
+except ModuleNotFoundError as missing:
+    raise SystemExit('the command needs tyro: pip install "normjax[checkpoints]".') from missing
 
 # What the documentation promises of whole models.
 PROMISED = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}

@@ -1,6 +1,7 @@
 """Models of another configuration with values of a given one."""
 
 import dataclasses
+import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -80,16 +81,19 @@ def bare(config: TransformerConfig, report: Report) -> TransformerConfig:
             f"drop=True needs every norm folded, but {kept} stay; leave drop out, or fold them (untie=True)."
         )
     place = config.placement
-    return dataclasses.replace(config, placement=dataclasses.replace(place, norm=without_parameters(place.norm)))
+    whole = any(norm.kind == "running" for edge in report.applied for norm in edge.norms)
+    norm = IDENTITY if whole else without_parameters(place.norm)
+    return dataclasses.replace(config, placement=dataclasses.replace(place, norm=norm))
 
 
 def without_parameters(norm: NormTransform) -> NormTransform:
-    """A norm without gain and bias; nothing at all where evaluation was one affine map."""
+    """A norm without gain and bias."""
     told = made(norm)
-    if told is None:
-        raise ValueError("a composed transform does not say what it would be without its parameters.")
-    if told.method.folds == "all":
-        return IDENTITY
+    if told is None or not {"use_scale", "use_bias"} <= set(inspect.signature(told.factory).parameters):
+        raise ValueError(
+            f"drop=True: {'a composed transform' if told is None else told.name} cannot be made without its "
+            "parameters; leave drop out."
+        )
     return told.again(use_scale=False, use_bias=False)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 
 from normjax._method import made
-from normjax.fold.apply import obstacle
+from normjax.fold._edges import obstacle
 from normjax.fold.plan import Edge, Layer, NormAt, Refusal
 from normjax.models import Attention
 from normjax.models.residual import Residual

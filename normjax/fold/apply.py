@@ -4,14 +4,12 @@ import dataclasses
 from typing import Any, Literal
 
 import jax
-import numpy as np
 import rich.table
 
 from normjax import _checks
-from normjax.fold import centre, rules
-from normjax.fold._arrays import is_zero, namespace
-from normjax.fold._tree import Leaves, missing
-from normjax.fold.plan import Edge, Layer, NormAt, Plan, Refusal
+from normjax.fold._edges import attempt
+from normjax.fold._tree import Leaves
+from normjax.fold.plan import Edge, Plan, Refusal
 from normjax.optim._paths import InferenceOnly
 
 Dtype = Literal["float64", "float32"]
@@ -75,13 +73,12 @@ def apply(
       `(folded, report)`.
 
     Raises:
-      ValueError: If the tree was folded before and unwrapped wrongly, a leaf of the plan is missing, a shape does not
-        fit, a bias cannot be made or a border would be wrong; strict only, but for the first.
+      ValueError: Where strict: if a leaf of the plan is missing, a shape does not fit, a bias cannot be made, a border
+        would be wrong, or gains do not commute with a rotation.
       TypeError: If the tree is no tree of nested dicts.
 
     Example:
-      >>> import numpy as np
-      >>> from normjax import fold
+      >>>       >>> from normjax import fold
       >>> params = {"norm": {"scale": np.full(2, 2.0)}, "dense": {"kernel": np.ones((2, 1))}}
       >>> plan = fold.Plan((fold.Edge("before", (fold.NormAt("norm"),), (fold.Layer("dense"),)),))
       >>> folded, report = fold.apply(params, plan)
@@ -101,9 +98,10 @@ def applied(
         params = params.params
     leaves, done, refusals = Leaves(params, dtype), [], list(plan.refusals)
     for edge in plan.edges:
-        reason = _obstacle(leaves, edge)
+        reason, changes = attempt(leaves, edge)
         if reason is None:
-            _APPLY[edge.rule](leaves, edge)
+            for path, value in changes.items():
+                leaves.set(path, value)
             done.append(edge)
         elif strict:
             raise ValueError(f"cannot fold {edge.name}: {reason} strict=False leaves out what cannot be folded.")
@@ -111,146 +109,3 @@ def applied(
             refusals.append(Refusal(edge.name, reason))
     made = tuple(path.rpartition("/")[0] for path in leaves.made)
     return leaves.tree(params, keep_dtype, mark), Report(tuple(done), tuple(refusals), made)
-
-
-def obstacle(params: Any, edge: Edge) -> str | None:
-    """Why an edge cannot be applied to a tree, or `None`."""
-    return _obstacle(Leaves(params, "float64"), edge)
-
-
-def _obstacle(leaves: Leaves, edge: Edge) -> str | None:
-    needed = [f"{layer.path}/{layer.kernel}" for layer in edge.layers]
-    needed += [path for norm in edge.norms for path in _needed(norm)]
-    absent = missing(leaves, needed)
-    if absent is not None:
-        return f"the tree has no {absent}; a norm is folded into all its consumers or into none."
-    if edge.rule == "center":
-        return None
-    if edge.rule == "query-key":
-        return _unequal(leaves, edge)
-    _, shift = _affine(leaves, edge.norms[0])
-    if is_zero(shift):
-        return None
-    for layer in edge.layers:
-        if edge.rule == "before" and layer.padded:
-            return (
-                f"{layer.path} pads its input with zeros, behind which the norm's shift is missing: pad with "
-                "conv_pad_value and let the convolution pad nothing, or keep the norm."
-            )
-        if not layer.takes_bias and not leaves.has(f"{layer.path}/bias"):
-            return f"{layer.path} has no bias to take the norm's shift, and its module takes none."
-    return None
-
-
-def _unequal(leaves: Leaves, edge: Edge) -> str | None:
-    query, key = (_affine(leaves, norm) for norm in edge.norms)
-    if not all(is_zero(shift) for _, shift in (query, key)):
-        return "normalized queries or keys have a bias, which does not go into one gain."
-    gains = key[0].reshape(*key[0].shape[:-1], edge.kv_heads, -1)
-    unequal = rules.unequal_pairs(gains, edge.rotated, edge.interleaved) if edge.rotated else 0
-    if unequal:
-        return f"the keys' gain differs within {unequal} rotated pairs: it does not commute with the rotation."
-    return None
-
-
-def _needed(norm: NormAt) -> list[str]:
-    return [f"{norm.state or norm.path}/var"] if norm.kind == "running" else []
-
-
-def _affine(leaves: Leaves, norm: NormAt) -> tuple[Any, Any]:
-    """Scale and shift of a norm, wide; `None` for what it has not."""
-    if norm.kind == "factor":
-        return leaves.get(norm.path if leaves.has(norm.path) else f"{norm.path}/scale"), None
-    scale, bias = leaves.get(f"{norm.path}/scale"), leaves.get(f"{norm.path}/bias")
-    scale = scale + norm.scale_offset if scale is not None and norm.scale_offset else scale
-    if norm.kind == "affine":
-        return scale, bias
-    state = norm.state or norm.path
-    mean, var, alpha = leaves.get(f"{state}/mean"), leaves.get(f"{state}/var"), leaves.get(f"{norm.path}/alpha")
-    # One number for each layer of a stack.
-    alpha = alpha if alpha is None or alpha.ndim == 0 else alpha.reshape(*alpha.shape[: var.ndim - 1], 1)
-    return rules.running_affine(scale, bias, mean, var, norm.epsilon, alpha=alpha)
-
-
-def _make_identity(leaves: Leaves, norm: NormAt) -> None:
-    state = norm.state or norm.path
-    values = {f"{norm.path}/scale": 1 - norm.scale_offset, f"{norm.path}/bias": 0, f"{norm.path}/alpha": 0}
-    if norm.kind == "factor":
-        values = {norm.path: 1, f"{norm.path}/scale": 1}
-    elif norm.kind == "affine":
-        # DyT's alpha is inside its tanh and stays.
-        del values[f"{norm.path}/alpha"]
-    else:
-        values |= {f"{state}/mean": 0, f"{state}/var": 1 - norm.epsilon}
-    for path, value in values.items():
-        if leaves.has(path):
-            leaves.set(path, leaves.get(path) * 0 + value)
-
-
-def _layer_of(leaves: Leaves, layer: Layer) -> tuple[Any, Any]:
-    return leaves.get(f"{layer.path}/{layer.kernel}"), leaves.get(f"{layer.path}/bias")
-
-
-def _store(leaves: Leaves, layer: Layer, kernel: Any, bias: Any) -> None:
-    leaves.set(f"{layer.path}/{layer.kernel}", kernel)
-    if bias is not None and (leaves.has(f"{layer.path}/bias") or not is_zero(bias)):
-        leaves.set(f"{layer.path}/bias", bias)
-
-
-def _stacked(fn: Any, count: int, *arrays: Any) -> Any:
-    """`fn` over the leading axes of arrays, of which some may be `None`."""
-    if count == 0:
-        return fn(*arrays)
-    xp = namespace(*(a for a in arrays if a is not None))
-    size = next(a.shape[0] for a in arrays if a is not None)
-    each = [_stacked(fn, count - 1, *(None if a is None else a[i] for a in arrays)) for i in range(size)]
-    return tuple(None if part[0] is None else xp.stack(part) for part in zip(*each, strict=True))
-
-
-def _before(leaves: Leaves, edge: Edge) -> None:
-    scale, shift = _affine(leaves, edge.norms[0])
-    for layer in edge.layers:
-
-        def one(kernel, bias, scale, shift, layer=layer):
-            scale, shift = (v if v is None else _repeated(v, layer, kernel) for v in (scale, shift))
-            shift = shift if shift is None or layer.input_scale == 1 else shift * layer.input_scale
-            axes = {"in_axes": layer.in_axes, "out_axes": layer.out_axes, "groups": layer.groups}
-            return rules.affine_before(kernel, bias, scale, shift, **axes)
-
-        _store(leaves, layer, *_stacked(one, edge.stacked, *_layer_of(leaves, layer), scale, shift))
-    _make_identity(leaves, edge.norms[0])
-
-
-def _repeated(vector: Any, layer: Layer, kernel: Any) -> Any:
-    """A norm's vector on the layer's input axes: repeated for heads, reshaped where several axes are features."""
-    vector = vector if layer.repeats == 1 else namespace(vector).tile(vector, layer.repeats)
-    shape = tuple(kernel.shape[a] for a in layer.in_axes)
-    return vector.reshape(shape) if layer.groups == 1 and vector.size == int(np.prod(shape)) else vector
-
-
-def _after(leaves: Leaves, edge: Edge) -> None:
-    scale, shift = _affine(leaves, edge.norms[0])
-    for layer in edge.layers:
-
-        def one(kernel, bias, scale, shift, layer=layer):
-            return rules.affine_after(kernel, bias, scale, shift, out_axes=layer.out_axes)
-
-        _store(leaves, layer, *_stacked(one, edge.stacked, *_layer_of(leaves, layer), scale, shift))
-    _make_identity(leaves, edge.norms[0])
-
-
-def _query_key(leaves: Leaves, edge: Edge) -> None:
-    query, key = (_affine(leaves, norm)[0] for norm in edge.norms)
-    options = {"rotated": edge.rotated, "interleaved": edge.interleaved, "kv_heads": edge.kv_heads}
-    merged = _stacked(lambda q, k: rules.qk_gains(q, k, **options), edge.stacked, query, key)
-    for norm, value in zip(edge.norms, merged, strict=True):
-        leaves.set(f"{norm.path}/scale", value - norm.scale_offset)
-
-
-def _center(leaves: Leaves, edge: Edge) -> None:
-    for layer in edge.layers:
-        one = lambda kernel, bias, layer=layer: centre.center_out(kernel, bias, out_axes=layer.out_axes)  # noqa: E731
-        _store(leaves, layer, *_stacked(one, edge.stacked, *_layer_of(leaves, layer)))
-
-
-_APPLY = {"before": _before, "after": _after, "query-key": _query_key, "center": _center}

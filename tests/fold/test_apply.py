@@ -165,6 +165,8 @@ def test_boxes_stay_around_their_arrays():
         (pair(), Plan((Edge("before", (NormAt("norm"),), (Layer("dense"), Layer("gate"))),)), "into all its cons"),
         (pair(bias=False), one_edge(takes_bias=False), "its module takes none"),
         (pair(), one_edge(padded=True), "pads its input with zeros"),
+        (pair(), one_edge(groups=4), "groups=4 needs one input axis"),
+        ({**pair(), "dense": {"kernel": np.ones((4, 2))}}, one_edge(), r"scale has shape \(3,\), expected \(4,\)"),
         (pair(), Plan((Edge("after", (NormAt("norm", "running"),), (Layer("dense"),)),)), r"has no \['norm/var'\]"),
         (
             {"q": {"scale": np.ones(2)}, "k": {"scale": np.array([1.0, 2.0])}},

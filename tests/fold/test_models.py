@@ -81,6 +81,8 @@ PLACEMENTS = {
     "unified_norm": (placements.pre(nj.unified_norm(precision=WIDE)), 5, ()),
     "rep_batch_norm": (placements.pre(nj.rep_batch_norm(precision=WIDE)), 5, ()),
     "prep_batch_norm": (placements.pre(nj.prep_batch_norm(token_norm=layer_norm(), precision=WIDE)), 5, ()),
+    "batch_renorm": (placements.pre(nj.batch_renorm(precision=WIDE)), 5, ()),
+    "scale_norm": (placements.pre(nj.scale_norm(precision=WIDE)), 5, ()),
     "dyt": (placements.pre(nj.dyt(precision=WIDE)), 5, ()),
 }  # fmt: skip
 
@@ -96,15 +98,18 @@ def test_every_placement(name):
     for words in set(reasons):
         assert sum(words in r.reason for r in report.refusals) == reasons.count(words)
     # Running statistics and buffers are float32: 1 - epsilon is rounded there.
-    running = edges and place.norm.apply.made.method.folds == "all"
+    running = any(norm.kind == "running" for edge in report.applied for norm in edge.norms)
     result = fold.verify(model, folded, TOKENS, tolerance=1e-6 if running else FLOAT64)
     assert result.passed, result
-    assert edges == 0 or bool(report.needs_bias) == (place.norm.apply.made.name != "rms_norm")
+    assert edges == 0 or bool(report.needs_bias) == (place.norm.apply.made.name not in ("rms_norm", "scale_norm"))
     # A second fold finds gains of one.
     again, _ = fold.fold_model(folded)
     again.eval()
     assert fold.verify(folded, again, TOKENS, tolerance=1e-6 if running else FLOAT64).passed
-    if not reasons:
+    if name in ("scale_norm", "batch_renorm"):
+        with pytest.raises(ValueError, match="cannot be made without its parameters"):
+            fold.fold_model(model, drop=True)
+    elif not reasons:
         small, _ = fold.fold_model(model, drop=True)
         small.eval()
         # Without the norms' parameters nothing of them is rounded.
