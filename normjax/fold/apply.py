@@ -78,7 +78,8 @@ def apply(
       TypeError: If the tree is no tree of nested dicts.
 
     Example:
-      >>>       >>> from normjax import fold
+      >>> import numpy as np
+      >>> from normjax import fold
       >>> params = {"norm": {"scale": np.full(2, 2.0)}, "dense": {"kernel": np.ones((2, 1))}}
       >>> plan = fold.Plan((fold.Edge("before", (fold.NormAt("norm"),), (fold.Layer("dense"),)),))
       >>> folded, report = fold.apply(params, plan)
