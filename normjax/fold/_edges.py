@@ -14,13 +14,11 @@ Changes = dict[str, Any]
 
 def attempt(leaves: Leaves, edge: Edge) -> tuple[str | None, Changes]:
     """Why an edge cannot be applied, or what it changes: all of it or nothing."""
-    reason = _obstacle(leaves, edge)
-    if reason is not None:
-        return reason, {}
     try:
-        return None, _CHANGES[edge.rule](leaves, edge)
+        reason = _obstacle(leaves, edge)
+        return reason, {} if reason else _CHANGES[edge.rule](leaves, edge)
     except ValueError as error:
-        # A shape, or groups, that do not fit.
+        # A shape, groups or a variance that do not fit.
         return str(error), {}
 
 
@@ -94,7 +92,8 @@ def _identity(leaves: Leaves, norm: NormAt) -> Changes:
         del values[f"{norm.path}/alpha"]
     else:
         values |= {f"{state}/mean": 0, f"{state}/var": 1 - norm.epsilon}
-    return {path: leaves.get(path) * 0 + value for path, value in values.items() if leaves.has(path)}
+    known = {path: leaves.get(path) for path in values if leaves.has(path)}
+    return {path: namespace(leaf).full_like(leaf, values[path]) for path, leaf in known.items()}
 
 
 def _layer_of(leaves: Leaves, layer: Layer) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
 """Plans for the library's transformers, and folded models that run."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -101,8 +101,8 @@ def fold_model(
     head_bias = "head" in report.needs_bias
     if set(report.needs_bias) - {"head"}:
         config = dataclasses.replace(config, use_bias=True)
-    config = _without_factors(config, report)
     values = boxed_leaves(folded.params)
+    config = _without_factors(config, values, report)
     if drop:
         config = bare(config, report)
     target = rebuilt(model, config, head_bias=head_bias, untie=untie)
@@ -117,9 +117,10 @@ def _stack(model: Model) -> Transformer:
     return model.stack if isinstance(model, LanguageModel) else model
 
 
-def _without_factors(config: TransformerConfig, report: Report) -> TransformerConfig:
-    factors = [edge for edge in report.applied if edge.rule == "after" and edge.norms[0].kind == "factor"]
-    if not factors:
+def _without_factors(config: TransformerConfig, paths: Collection[str], report: Report) -> TransformerConfig:
+    """The configuration without LayerScale's factors, where all of them were folded."""
+    factors = {edge.norms[0].path for edge in report.applied if edge.rule == "after"}
+    if not factors or factors != {path for path in paths if path.endswith("/gate")}:
         return config
     place = config.placement
     return dataclasses.replace(

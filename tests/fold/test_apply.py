@@ -165,6 +165,11 @@ def test_boxes_stay_around_their_arrays():
         (pair(), Plan((Edge("before", (NormAt("norm"),), (Layer("dense"), Layer("gate"))),)), "into all its cons"),
         (pair(bias=False), one_edge(takes_bias=False), "its module takes none"),
         (pair(), one_edge(padded=True), "pads its input with zeros"),
+        (
+            {**pair(), "norm": {"var": np.full(3, -1.0)}},
+            Plan((Edge("before", (NormAt("norm", "running"),), (Layer("dense"),)),)),
+            "not positive in 3 of 3",
+        ),
         (pair(), one_edge(groups=4), "groups=4 needs one input axis"),
         ({**pair(), "dense": {"kernel": np.ones((4, 2))}}, one_edge(), r"scale has shape \(3,\), expected \(4,\)"),
         (pair(), Plan((Edge("after", (NormAt("norm", "running"),), (Layer("dense"),)),)), r"has no \['norm/var'\]"),

@@ -100,9 +100,18 @@ def test_dense_general_layouts():
     kernel, bias = fold.affine_before(out, normal(5), scale, shift, in_axes=(0, 1), out_axes=-1)
     expected = np.einsum("bhk,hkd->bd", x * scale + shift, out) + normal(5)
     np.testing.assert_allclose(np.einsum("bhk,hkd->bd", x, kernel) + bias, expected, **EXACT)
+    # Experts: each has its own bias.
+    x, experts, scale, shift = normal(3, 6), normal(2, 6, 4, seed=1), gains(6, 1), normal(6, seed=2)
+    kernel, bias = fold.affine_before(experts, None, scale, shift, in_axes=1, out_axes=(0, 2))
+    expected = np.einsum("bd,edf->bef", x * scale + shift, experts)
+    np.testing.assert_allclose(np.einsum("bd,edf->bef", x, kernel) + bias, expected, **EXACT)
     # Axes in another order: the vector follows the order of its axes.
-    other, _ = fold.affine_before(out, None, scale.T, None, in_axes=(1, 0), out_axes=-1)
-    np.testing.assert_array_equal(other, kernel)
+    scale = normal(2, 4, seed=2)
+    straight, other = (
+        fold.affine_before(out, None, s, None, in_axes=axes, out_axes=-1)[0]
+        for s, axes in ((scale, (0, 1)), (scale.T, (1, 0)))
+    )
+    np.testing.assert_array_equal(other, straight)
 
 
 @pytest.mark.parametrize("variance", [0.0, 1e-12, 1e6])
