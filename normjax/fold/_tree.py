@@ -59,7 +59,7 @@ class Leaves:
     def rounded(self, path: str, like: str, keep_dtype: bool) -> Any:
         """The new value in the dtype and the sharding of the leaf `like`."""
         old, new = self.value(like), self.wide[path]
-        new = new.astype(old.dtype if keep_dtype else promote(old.dtype, self.dtype)) if old.dtype != new.dtype else new
+        new = new.astype(old.dtype) if keep_dtype and old.dtype != new.dtype else new
         if isinstance(old, jax.Array) and not isinstance(old, Tracer):
             # A new bias is a vector beside a kernel: it has no sharding of its own to keep.
             return jax.device_put(new, old.sharding) if path == like else jnp.asarray(new)
@@ -68,7 +68,10 @@ class Leaves:
     def tree(self, original: Any, keep_dtype: bool, mark: bool) -> Any:
         """The original tree with the new values, in boxes where there were boxes; `mark` is for nnx variables."""
         if not isinstance(original, Mapping):
-            raise TypeError(f"expected a tree of nested dicts or an nnx.State, got {type(original).__name__}.")
+            kind = type(original).__name__
+            raise TypeError(
+                f"expected a tree of nested dicts or nnx.state(model), got {kind}; see fold_model for ours."
+            )
         changed = {p: self.rounded(p, p, keep_dtype) for p in self.wide if p in self.boxed}
         changed = {p: _reboxed(self.boxed[p], v, mark) for p, v in changed.items()}
         for path in self.made:

@@ -6,7 +6,7 @@ the deviation.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -93,7 +93,7 @@ def to_pre_rms(model: LanguageModel, *, dtype: Dtype = "float64") -> LanguageMod
     References:
       Jiang et al. 2023, [Pre-RMSNorm and Pre-CRMSNorm Transformers](https://arxiv.org/abs/2305.14858).
     """
-    return rms_reparametrization(model, dtype=dtype)(nnx.state(model))
+    return _builder(model, dtype, keep_dtype=True)(nnx.state(model))
 
 
 def rms_reparametrization(model: LanguageModel, *, dtype: Dtype = "float32") -> Callable[[nnx.State], LanguageModel]:
@@ -126,12 +126,16 @@ def rms_reparametrization(model: LanguageModel, *, dtype: Dtype = "float32") -> 
     References:
       Jiang et al. 2023, [Pre-RMSNorm and Pre-CRMSNorm Transformers](https://arxiv.org/abs/2305.14858).
     """
+    return _builder(model, dtype, keep_dtype=True)
+
+
+def _builder(model: LanguageModel, dtype: Dtype, keep_dtype: bool) -> Callable[[nnx.State], LanguageModel]:
     plan = centering_plan(model)
     config = model.stack.config
     target = rebuilt(model, _with_norm(config, _as_rms(config.placement.norm)))
 
     def build(state: nnx.State) -> LanguageModel:
-        tree, _ = applied(state, plan, dtype, mark=False)
+        tree, _ = applied(state, plan, dtype, keep_dtype, mark=False)
         return filled(target, boxed_leaves(tree))
 
     return build
@@ -168,7 +172,10 @@ def to_pre_crms(model: LanguageModel, *, dtype: Dtype = "float64") -> LanguageMo
     References:
       Jiang et al. 2023, [Pre-RMSNorm and Pre-CRMSNorm Transformers](https://arxiv.org/abs/2305.14858).
     """
-    folded, _ = fold_model(to_pre_rms(model, dtype=dtype), drop=True, dtype=dtype)
+    given = {path: leaf.dtype for path, leaf in boxed_leaves(nnx.state(model)).items()}
+    # Three steps, and one rounding at the end of them.
+    wide = _builder(model, dtype, keep_dtype=False)(nnx.state(model))
+    folded, _ = fold_model(wide, drop=True, dtype=dtype, keep_dtype=False)
     config = folded.stack.config
     told = made(config.placement.norm)
     assert told is not None
@@ -176,8 +183,13 @@ def to_pre_crms(model: LanguageModel, *, dtype: Dtype = "float64") -> LanguageMo
     head = config.head_features or config.features // config.heads
     smaller = dataclasses.replace(_with_norm(config, norm), features=config.features - 1, head_features=head)
     values = {path: leaf.get_value() for path, leaf in boxed_leaves(nnx.state(folded)).items()}
-    compressed = {path: _compressed(path, value) for path, value in values.items()}
+    compressed = {path: _compressed(path, value).astype(_dtype_of(path, given)) for path, value in values.items()}
     return filled(rebuilt(folded, smaller), compressed, set(compressed))
+
+
+def _dtype_of(path: str, given: Mapping[str, Any]) -> Any:
+    """The dtype of a leaf; that of its kernel where a fold made it."""
+    return given.get(path) or given[f"{path.rpartition('/')[0]}/kernel"]
 
 
 def _compressed(path: str, value: Any) -> Any:

@@ -59,7 +59,13 @@ def plan_for(model: Model, *, untie: bool = False) -> Plan:
 
 
 def fold_model(
-    model: Model, plan: Plan | None = None, *, drop: bool = False, untie: bool = False, dtype: Dtype = "float64"
+    model: Model,
+    plan: Plan | None = None,
+    *,
+    drop: bool = False,
+    untie: bool = False,
+    dtype: Dtype = "float64",
+    keep_dtype: bool = True,
 ) -> tuple[Any, Report]:
     """Folds a transformer and builds the model that runs the result.
 
@@ -72,7 +78,7 @@ def fold_model(
       drop: Whether the norms lose their parameters, and those with running statistics vanish, instead of staying as
         identities; only where the plan folds every norm of a kind.
       untie: As in `plan_for`.
-      dtype: As in `apply`.
+      dtype, keep_dtype: As in `apply`.
 
     Returns:
       `(folded model, report)`. Its changed variables are marked `inference_only`, which optimizers refuse.
@@ -96,7 +102,7 @@ def fold_model(
         # On the host: the head is a copy that the fold changes, the embedding stays.
         table = np.asarray(model.embedding.embedding[...])
         state["head"] = nnx.State({"kernel": nnx.Param(jnp.asarray(table.T))})
-    folded, report = apply(state, plan, dtype=dtype)
+    folded, report = apply(state, plan, dtype=dtype, keep_dtype=keep_dtype)
     config = _stack(model).config
     head_bias = "head" in report.needs_bias
     if set(report.needs_bias) - {"head"}:
