@@ -12,6 +12,7 @@ from normjax import nnx as nnx
 from normjax import optim as optim
 from normjax import placements as placements
 from normjax import precision as precision
+from normjax import task_vectors as task_vectors
 from normjax import weights as weights
 from normjax.backward_state import keep_in_backward as keep_in_backward
 from normjax.backward_state import write_in_backward as write_in_backward

@@ -13,6 +13,7 @@ from normjax.optim._track import (
     WeightMotion,
     track_effective_lr,
 )
+from normjax.optim._tract import input_covariance, patch_covariance, scale_by_tract, tract_gradient
 
 __all__ = [
     "DecayTowardsInitState",
@@ -24,10 +25,14 @@ __all__ = [
     "decay_towards_init",
     "effective_learning_rates",
     "hidden_weights",
+    "input_covariance",
     "nap",
     "norm_growth_schedule",
     "overwrite_with_gradient",
+    "patch_covariance",
     "project_weights",
+    "scale_by_tract",
     "track_effective_lr",
+    "tract_gradient",
     "weight_motion",
 ]

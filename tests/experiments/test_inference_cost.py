@@ -1,15 +1,13 @@
 """The inference command: every form computes what it was made from, and folding leaves fewer operations."""
 
 from experiments import inference_cost
-from tests.golden.adapters._compilation import quick_compilation
 
 
 def test_small_run(tmp_path, monkeypatch):
     # Every norm is folded in tests/fold; here one with running statistics is enough.
     monkeypatch.setattr(inference_cost, "NORMS", {n: inference_cost.NORMS[n] for n in ("Pre-LN", "UN")})
     config = inference_cost.Config(layers=1, features=16, tokens=4, rounds=1, out=tmp_path / "cost.json")
-    with quick_compilation():
-        result = inference_cost.measure(config)
+    result = inference_cost.measure(config)
     rows = result["forms"]
     assert set(inference_cost.CLAIMS) < set(rows)
     for name, row in rows.items():

@@ -15,6 +15,7 @@ from tests.golden.adapters import (
     mixtures,
     plain,
     stacks,
+    task_vectors,
     tokens,
     vision,
     weights,
@@ -41,6 +42,7 @@ _FAMILIES = (
     hosts,
     gates,
     fold,
+    task_vectors,
 )
 
 
