@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from jax.core import Tracer
 
 from normjax.fold import centre, gains, rules
 from normjax.fold._arrays import is_zero, namespace
@@ -55,6 +56,8 @@ def _unequal(leaves: Leaves, edge: Edge) -> str | None:
     query, key = (_affine(leaves, norm) for norm in edge.norms)
     if not all(is_zero(shift) for _, shift in (query, key)):
         return "normalized queries or keys have a bias, which does not go into one gain."
+    if edge.rotated and isinstance(key[0], Tracer):
+        return "the keys' gain is traced: whether it commutes with the rotation is only known outside of jit."
     keys = key[0].reshape(*key[0].shape[:-1], edge.kv_heads, -1)
     unequal = gains.unequal_pairs(keys, edge.rotated, edge.interleaved) if edge.rotated else 0
     if unequal:

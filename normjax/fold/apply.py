@@ -64,7 +64,8 @@ def apply(
       params: Nested dicts or an `nnx.State`: parameters, and running statistics where the plan names some. linen's
         `variables` are such a tree; so is `nnx.state(model)`. Boxes stay around their arrays.
       plan: The plan.
-      dtype: Dtype to compute in: `"float64"` on the host, `"float32"` where the arrays are, sharded as they are.
+      dtype: Dtype to compute in: `"float64"` on the host, `"float32"` where the arrays are, sharded as they are; this
+        one also works under `jit`, where every shift counts as one that needs a bias.
       keep_dtype: Whether results are rounded to the dtype that each leaf had; otherwise they stay at least in float32
         (or the wider `dtype`).
       strict: Whether an edge that cannot be applied is an error; otherwise it is left out and reported.

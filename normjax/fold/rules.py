@@ -233,7 +233,8 @@ def conv_pad_value(scale: Array, shift: Array) -> Array:
       `(features,)`.
 
     Raises:
-      ValueError: If some $a$ is 0: no value is taken to 0, keep the norm.
+      ValueError: If some $a$ is 0: no value is taken to 0, keep the norm. Under `jit`, where values are not known, such
+        features get an infinite one.
 
     Example:
       >>> import numpy as np

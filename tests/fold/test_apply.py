@@ -152,6 +152,20 @@ def test_shardings_are_kept():
             np.testing.assert_allclose(new[name], expected[name], rtol=4 * EPS32, atol=16 * EPS32)
 
 
+def test_folding_traces_in_float32():
+    tree = jax.tree.map(jnp.asarray, pair(bias=False))
+    traced = jax.jit(lambda tree: fold.apply(tree, one_edge(), dtype="float32")[0])(tree)
+    assert isinstance(traced, fold.Folded)
+    assert traced.needs_bias == ("dense",)
+    expected = fold.apply(tree, one_edge())[0]
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=8 * EPS32, atol=8 * EPS32)
+    jax.tree.map(close, traced, expected)
+    gains = {"q": {"scale": jnp.ones(2)}, "k": {"scale": jnp.ones(2)}}
+    plan = Plan((Edge("query-key", (NormAt("q"), NormAt("k")), rotated=2),))
+    with pytest.raises(ValueError, match="only known outside of jit"):
+        jax.jit(lambda tree: fold.apply(tree, plan, dtype="float32")[0])(gains)
+
+
 def test_boxes_stay_around_their_arrays():
     boxed = pair(bias=False)
     boxed["dense"]["kernel"] = nn.Partitioned(jnp.asarray(boxed["dense"]["kernel"]), ("in", "out"))

@@ -125,6 +125,18 @@ def test_every_placement(name):
             fold.fold_model(model, drop=True)
 
 
+@pytest.mark.parametrize("name", ["batch_norm", "unified_norm", "rep_batch_norm"])
+def test_nothing_is_left_of_a_dropped_norm(name):
+    """No root is taken any more: XLA itself cannot fold what are arguments to it."""
+    model = language_model(PLACEMENTS[name][0], layers=1)
+    folded, _ = fold.fold_model(model, drop=True)
+    folded.eval()
+    text = [jax.jit(lambda t, m=m: m(t)).lower(TOKENS).as_text() for m in (model, folded)]
+    assert "rsqrt" in text[0]
+    assert "rsqrt" not in text[1]
+    assert "batch_stats" not in fold.nnx_to_linen(nnx.state(folded))
+
+
 @pytest.mark.parametrize("name", ["layer_scale", "hybrid"])
 def test_scanned_blocks(name):
     model = language_model(PLACEMENTS[name][0], scan=True)
