@@ -61,7 +61,7 @@ def verify(
       original: A function of the batch: a model, or `functools.partial(module.apply, variables)`.
       folded: The same with the folded parameters.
       *batch: Its arguments.
-      tolerance: Greatest relative error; 1e-4 is the promise for float32 models of up to 24 blocks, 2e-2 for bfloat16,
+      tolerance: Greatest relative error; 1e-4 is the promise for float32 models of up to 24 blocks, 3e-2 for bfloat16,
         1e-10 for float64.
 
     Returns:

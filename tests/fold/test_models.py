@@ -248,7 +248,7 @@ def test_the_three_forms_agree(place, options):
 
 
 @pytest.mark.skipif(not NIGHTLY, reason="the notebook has a trained model in float32; these run at night")
-@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 3e-2)])
 def test_the_three_forms_agree_in_narrow_dtypes(dtype, tolerance):
     """What docs/folding.md promises."""
     norm = nj.layer_norm(precision=nj.Precision(parameters=dtype))

@@ -1,14 +1,18 @@
 """The promise of docs/folding.md in 1024 features: folding costs nothing in rounding. `-s` prints the figures."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import normjax as nj
 from normjax import fold
 
 FEATURES = 1024
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -42,3 +46,25 @@ def test_a_folded_layer_is_as_exact_as_an_unfolded_one(dtype, mean):
     assert errors["folded"] <= 1.1 * errors["unfolded"]
     assert errors["folded from rounded parameters"] <= 1.5 * errors["unfolded"]
     assert errors["folded"] < {"float32": 1e-5, "bfloat16": 2e-2}[dtype]
+
+
+@pytest.mark.skipif(not NIGHTLY, reason="24 blocks in three dtypes run at night")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_24_blocks(dtype):
+    with jax.enable_x64(dtype == "float64"), jax.numpy_dtype_promotion("standard"):
+        norm = nj.layer_norm(precision=nj.Precision(parameters=jnp.dtype(dtype)))
+        sizes = {"layers": 24, "features": 64, "heads": 4, "hidden": 256, "scan": True, "param_dtype": jnp.dtype(dtype)}
+        config = nj.models.presets.gpt2(placement=nj.placements.pre(norm), **sizes)
+        model = nj.models.LanguageModel(config, vocabulary=64, tied=False, max_tokens=32, rngs=nnx.Rngs(0))
+        rng = np.random.default_rng(0)
+        shake = lambda leaf: (
+            leaf * rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype) + rng.normal(0, 0.1, leaf.shape)
+        )
+        nnx.update(model, jax.tree.map(lambda leaf: shake(leaf).astype(leaf.dtype), nnx.state(model)))
+        folded, _ = fold.fold_model(model)
+        run = nnx.jit(lambda model, tokens: model(tokens))
+        tokens = jnp.asarray(rng.integers(0, 64, (4, 32)), jnp.int32)
+        promised = {"float32": 1e-4, "bfloat16": 3e-2, "float64": 1e-10}[dtype]
+        result = fold.verify(lambda t: run(model, t), lambda t: run(folded, t), tokens, tolerance=promised)
+        print(f"\n{dtype}: {result.outputs['.']}")
+        assert result.passed, result
