@@ -70,7 +70,7 @@ def quick_compilation(request):
     """
     before = jax.config.read("jax_disable_most_optimizations")
     folder, file = request.path.parent.name, request.path.stem
-    many = folder in ("norms", "weights", "pallas_kernels", "flax_parity", "models", "optim", "fold")
+    many = folder in ("norms", "weights", "pallas_kernels", "flax_parity", "models", "optim", "fold", "loaders")
     many |= file in ("test_signal_propagation", "test_speed", "test_inference_cost")
     # Thousands of steps in bfloat16 are about what the optimized code rounds.
     if (many or file == "test_public_surface") and file != "test_optim_projection":

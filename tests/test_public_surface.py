@@ -19,8 +19,10 @@ ROOMS = [
     "normjax",
     "normjax.fold",
     "normjax.linen",
+    "normjax.loaders",
     "normjax.models",
     "normjax.models.presets",
+    "normjax.models.resnet_presets",
     "normjax.nnx",
     "normjax.norms",
     "normjax.optim",
@@ -53,6 +55,7 @@ FLOORS = [
     ["normjax.placements"],
     ["normjax.models"],
     ["normjax.fold"],
+    ["normjax.loaders"],
     ["normjax"],
 ]
 

@@ -85,6 +85,7 @@ class LanguageModel(nnx.Module):
 
         Raises:
           TypeError: If the tokens are no integers.
+          ValueError: If there are more of them than learned positions.
         """
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise TypeError(f"expected integer tokens, got {tokens.dtype}.")
@@ -100,5 +101,8 @@ class LanguageModel(nnx.Module):
         x = x if self.embedding_scale == 1 else x * jnp.asarray(self.embedding_scale, x.dtype)
         if self.position_embedding is None:
             return x
-        places = self.position_embedding(jnp.arange(tokens.shape[1]) if positions is None else positions)
-        return x + places.reshape((1,) * (x.ndim - places.ndim) + places.shape)
+        known, length = self.position_embedding.num_embeddings, tokens.shape[1]
+        if length > known:
+            raise ValueError(f"got {length} tokens, expected at most max_tokens={known}.")
+        places = jnp.arange(length) if positions is None else positions
+        return x + self.position_embedding(places.reshape(-1, length))

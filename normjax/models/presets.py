@@ -59,6 +59,26 @@ def bert(*, epsilon: float = 1e-12, **sizes: Any) -> TransformerConfig:
     return TransformerConfig(**fields | sizes)
 
 
+def vit(*, epsilon: float = 1e-6, **sizes: Any) -> TransformerConfig:
+    """Vision transformer: Pre-LN, biases, every patch sees every other, exact GELU; for `ViT`.
+
+    Args:
+      epsilon: Of the norms.
+      **sizes: Fields of `TransformerConfig`.
+
+    Returns:
+      The configuration.
+
+    Example:
+      >>> import normjax as nj
+      >>> nj.models.presets.vit(layers=12, features=768, heads=12, hidden=3072).kinds[0].causal
+      False
+    """
+    place = placements.pre(layer_norm(epsilon=epsilon))
+    fields = {"placement": place, "kinds": (AttentionKind(causal=False),), "activation": _exact_gelu, "use_bias": True}
+    return TransformerConfig(**fields | sizes)
+
+
 def llama(*, epsilon: float = 1e-6, theta: float = 1e4, **sizes: Any) -> TransformerConfig:
     """Llama 2 and 3, Mistral: Pre-RMS, rotary positions, SwiGLU.
 
@@ -206,7 +226,7 @@ def gemma3(
     """
     kinds = (AttentionKind(window=window, rope=Rope(local_theta)),) * 5 + (AttentionKind(rope=Rope(theta)),)
     norm = rms_norm(epsilon=epsilon, scale_offset=1.0)
-    return gemma2(epsilon=epsilon, softcap=None, **{"kinds": kinds, "qk_norm": norm} | sizes)
+    return gemma2(epsilon=epsilon, **{"softcap": None, "kinds": kinds, "qk_norm": norm} | sizes)
 
 
 def cohere2(*, epsilon: float = 1e-5, theta: float = 5e4, window: int = 4096, **sizes: Any) -> TransformerConfig:

@@ -57,7 +57,40 @@ def test_a_norm_after_the_sum_keeps_the_stream(rows, name):
 @pytest.mark.parametrize("name", ["deep", "keel"])
 def test_scaled_residuals_keep_the_gradients(rows, name):
     gradient = rows[name]["gradient"]
-    assert 0.9 < gradient[-1] / gradient[0] < 1.1
+    assert gradient[-1] / gradient[0] == pytest.approx(1, abs=0.02)
+
+
+def test_pre_grows_with_the_weights(rows):
+    doubled = measure("pre", Config(layers=8, gain=2.0))["mean_square"]
+    slopes = [straightness(DEPTHS[:8], squares[:8])[0] for squares in (doubled, rows["pre"]["mean_square"])]
+    # Values and outputs are both twice as large, and so are the two matrices of the feed-forward: 2⁴ = 16.
+    assert slopes[0] > 10 * slopes[1]
+
+
+def test_the_last_gradient_falls_with_depth_under_pre_only(rows):
+    last = {
+        name: [measure(name, Config(layers=4))["gradient"][-1], rows[name]["gradient"][-1]] for name in ("pre", "post")
+    }
+    # By the root of the depth, 2 here: the stream it reaches through the final norm is that much longer.
+    assert last["pre"][0] / last["pre"][1] == pytest.approx(2, rel=0.25)
+    assert last["post"][0] / last["post"][1] == pytest.approx(1, rel=0.25)
+
+
+def test_post_gradients_grow_towards_the_output(rows):
+    gradient = rows["post"]["gradient"]
+    assert 1.2 < gradient[-1] / gradient[0] < 2
+
+
+def test_reordered_adds_its_scale_and_amplifies_gradients_of_large_weights():
+    row = measure("reordered", Config(layers=LAYERS))
+    slope, fit = straightness(DEPTHS, row["mean_square"])
+    assert fit > 0.98
+    assert 1.6 < slope < 2.4
+    # Each sublayer adds a vector of root mean square 1, so that no block adds more than 2.
+    roots = np.sqrt(row["mean_square"])
+    assert np.all(np.diff(roots, prepend=1) < 2 * 1.02)
+    # Nothing divides what enters a sublayer: the reason for the small initial values of OLMo 2.
+    assert row["gradient"][0] > 20 * row["gradient"][-1]
 
 
 def test_table_files_and_figure(tmp_path):

@@ -1,9 +1,5 @@
-"""The comparison of a whole stack of blocks with a recorded one, given its configuration and a table of names.
+"""The comparison of a whole stack of blocks with a recorded one, given its configuration and a table of names."""
 
-A table maps our paths to recorded names; `{i}` is the block. A recorded array that holds several of ours is cut.
-"""
-
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from normjax.loaders.rules import Table, at_every, to_ours
 from normjax.models import Transformer, TransformerConfig
 from tests.golden.adapters._compilation import quick_compilation
 from tests.golden.adapters._kinds import Check
@@ -21,63 +18,23 @@ from tests.golden.vectors import Vector, find, group
 Arrays = dict[str, Any]
 
 
-class Part(NamedTuple):
-    """One of several of our arrays in one recorded array."""
-
-    name: str
-    index: int
-    count: int
-    axis: int = 0
-
-
 class Layout(NamedTuple):
     """How a recorded model is laid out.
 
     Attributes:
-      once: Table of what a stack has once.
-      block: Table of what each block has.
+      table: What each recorded array holds; `{i}` is the block.
       outputs: Name of the recorded stream after block `i`.
-      transposed: Whether recorded matrices are (outputs, inputs).
     """
 
-    once: dict[str, str | Part]
-    block: dict[str, str | Part]
+    table: Table
     outputs: str = "layer_{i}"
-    transposed: bool = True
-
-
-def linear_names(ours: str, theirs: str) -> dict[str, str | Part]:
-    return {f"{ours}.kernel": f"{theirs}.weight", f"{ours}.bias": f"{theirs}.bias"}
-
-
-def norm_names(ours: str, theirs: str) -> dict[str, str | Part]:
-    return {f"{ours}.scale": f"{theirs}.weight", f"{ours}.bias": f"{theirs}.bias"}
-
-
-def joined(*tables: dict[str, str | Part]) -> dict[str, str | Part]:
-    return functools.reduce(lambda a, b: a | b, tables, {})
 
 
 def _converted(layout: Layout, layers: int, recorded: Arrays) -> Arrays:
     """Our paths and the recorded arrays in our layout; what was not recorded is left out."""
-    found = {}
-    tables = [layout.once, *({at(k, i): at(v, i) for k, v in layout.block.items()} for i in range(layers))]
-    for ours, theirs in (item for table in tables for item in table.items()):
-        name = theirs if isinstance(theirs, str) else theirs.name
-        if name not in recorded:
-            continue
-        value = recorded[name]
-        if isinstance(theirs, Part):
-            value = np.split(value, theirs.count, theirs.axis)[theirs.index]
-        matrix = ours.endswith(".kernel") and layout.transposed
-        found[ours] = value.T if matrix else value
-    return found
-
-
-def at(entry: str | Part, block: int) -> Any:
-    if isinstance(entry, Part):
-        return entry._replace(name=entry.name.format(i=block))
-    return entry.format(i=block)
+    rules = at_every(layout.table, layers)
+    found = (to_ours(rule, recorded[name]) for name, rule in rules.items() if name in recorded)
+    return {path: value for arrays in found for path, value in arrays.items()}
 
 
 def stack(

@@ -1,14 +1,18 @@
 """Adapters of norms modulated by vectors, and divisive normalization."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 import normjax as nj
+from normjax import models
 from normjax.precision import Precision
+from tests.golden.adapters._hosts import below, filled, linear
 from tests.golden.adapters._kinds import Adapter, Check, Pointwise
 from tests.golden.comparison import assert_close
 from tests.golden.vectors import Vector, group
@@ -139,27 +143,72 @@ def _final_layer(vector: Vector):
     return call
 
 
+def _halved(own: Arrays, name: str, halves: tuple[str, ...]) -> Arrays:
+    """One linear layer for all sublayers as one of each: its outputs in equal parts."""
+    parts = {k: jnp.split(v, len(halves), -1) for k, v in _linear(own, name).items() if v is not None}
+    return {f"{half}.{k}": v[i] for k, v in parts.items() for i, half in enumerate(halves)}
+
+
+def _qkv(own: Arrays, ours: str, theirs: str) -> Arrays:
+    """A fused projection as our three; where it has no bias, theirs are zero."""
+    layers = tuple(f"{ours}.{name}" for name in ("query", "key", "value"))
+    values = _halved(own, theirs, layers)
+    zeros = {f"{layer}.bias": jnp.zeros(values[f"{layer}.kernel"].shape[1:]) for layer in layers}
+    return {name: zero.astype(values[layers[0] + ".kernel"].dtype) for name, zero in zeros.items()} | values
+
+
 def _dit_block(vector: Vector):
     hyper = vector.hyper
+    inner = nj.layer_norm(epsilon=hyper["eps"], use_scale=False, use_bias=False)
 
     def call(inputs, params):
-        x = inputs["x"]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = _chunks(inputs, params, 6)
-        normalize = lambda x: nj.layer_normalize(x, epsilon=hyper["eps"])
-        x = x + gate_a * _attention(nj.modulate(normalize(x), scale_a, shift_a), params, "attn", hyper["heads"])
-        inner = _dense(nj.modulate(normalize(x), scale_m, shift_m), params, "mlp.fc1")
-        return {"y": x + gate_m * _dense(jax.nn.gelu(inner, approximate=True), params, "mlp.fc2")}
+        width = params["mlp.fc1.weight"].shape[0]
+        build = lambda: models.DiTBlock(
+            hyper["hidden"],
+            hyper["heads"],
+            width,
+            conditioning=models.ada_layer_norm_zero(inner),
+            rngs=nnx.Rngs(0),
+        )
+        values = _qkv(params, "attention", "attn.qkv") | linear(params, "attention.out", "attn.proj")
+        values |= linear(params, "ffn.up", "mlp.fc1") | linear(params, "ffn.down", "mlp.fc2")
+        values |= _halved(params, "adaLN_modulation.1", ("attention_norm", "ffn_norm"))
+        block = filled(build, values)
+        # Neither norm reads the time.
+        return {"y": block(inputs["x"], condition=inputs["c"], time=inputs["c"][:, 0])}
 
     return call
 
 
-def _attention(x, params: Arrays, name: str, heads: int):
-    batch, length, width = x.shape
-    qkv = _dense(x, params, f"{name}.qkv").reshape(batch, length, 3, heads, width // heads)
-    q, k, v = (a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in jnp.moveaxis(qkv, 2, 0))
-    weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / (width // heads) ** 0.5, axis=-1)
-    mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, length, width)
-    return _dense(mixed.astype(x.dtype), params, f"{name}.proj")
+def _timed_transformer(vector: Vector):
+    """DiMR's blocks: x + attention(TD-RMS(x)), then x + GEGLU(TD-RMS(x))."""
+    hyper = vector.hyper
+    names = sorted({int(k.split(".")[1]) for k in vector.sidecar["arrays"] if k.startswith("param/b.")})
+    norm = nj.time_dependent_rms_norm(epsilon=hyper.get("eps", 1e-8))
+
+    def call(inputs, params):
+        build = lambda: models.DiTBlock(
+            hyper["dim"],
+            hyper["heads"],
+            hyper["hidden"],
+            conditioning=models.Conditioning(norm, norm),
+            activation=functools.partial(jax.nn.gelu, approximate=False),
+            gated=True,
+            rngs=nnx.Rngs(0),
+        )
+        outputs, x = {}, inputs["x"]
+        for i in names:
+            own = below(params, f"b.{i}.")
+            values = _qkv(own, "attention", "block1.query_key_value") | linear(own, "attention.out", "block1.dense")
+            for ours, theirs in {"gate": "w0", "up": "w1", "down": "w2"}.items():
+                values |= linear(own, f"ffn.{ours}", f"block2.{theirs}")
+            for ours, theirs in {"attention_norm": "block1", "ffn_norm": "block2"}.items():
+                values |= {f"{ours}.scale.{k}": own[f"{theirs}.norm.scale.{v}"] for k, v in _AT_TIME.items()}
+            x = filled(build, values)(x, condition=x[:, 0], time=inputs["log_snr"])
+            outputs[f"layer_{i}"] = x
+        return outputs | {"y": x}
+
+    return call
 
 
 def _block(make: Callable, roundings: int) -> Callable[[Vector], Check]:
@@ -180,42 +229,27 @@ def _block(make: Callable, roundings: int) -> Callable[[Vector], Check]:
     return adapter
 
 
-def _timed_blocks(half: Callable) -> Callable[[Vector], Callable]:
-    """DiMR's blocks: a first half of their own, then x + GEGLU(TD-RMS(x))."""
+def _timed_convolutions(vector: Vector):
+    """DiMR's ConvNeXt blocks: x + depthwise(x), then x + GEGLU(TD-RMS(x))."""
+    names = sorted({int(k.split(".")[1]) for k in vector.sidecar["arrays"] if k.startswith("param/b.")})
+    norm = nj.time_dependent_rms_norm(epsilon=vector.hyper.get("eps", 1e-8))
 
-    def make(vector: Vector):
-        names = sorted({int(k.split(".")[1]) for k in vector.sidecar["arrays"] if k.startswith("param/b.")})
-        epsilon = vector.hyper.get("eps", 1e-8)
+    def call(inputs, params):
+        outputs, x = {}, inputs["x"]
+        for i in names:
+            own = below(params, f"b.{i}.")
+            x = x + _depthwise(x, own)
+            tree = {"scale": {k: own[f"block2.norm.scale.{v}"] for k, v in _AT_TIME.items()}}
+            h = norm.apply(tree, {}, x, train=True, time=inputs["log_snr"])[0]
+            gate = jax.nn.gelu(_dense(h, own, "block2.w0"), approximate=False)
+            x = x + _dense(gate * _dense(h, own, "block2.w1"), own, "block2.w2")
+            outputs[f"layer_{i}"] = x
+        return outputs | {"y": x}
 
-        def call(inputs, params):
-            outputs, x = {}, inputs["x"]
-            for i in names:
-                own = {k.removeprefix(f"b.{i}."): v for k, v in params.items() if k.startswith(f"b.{i}.")}
-
-                def norm(x, name, own=own):
-                    tree = {"scale": {k: own[f"{name}.norm.scale.{v}"] for k, v in _AT_TIME.items()}}
-                    timed = nj.time_dependent_rms_norm(epsilon=epsilon)
-                    return timed.apply(tree, {}, x, train=True, time=inputs["log_snr"])[0]
-
-                x = x + half(x, own, norm, vector.hyper)
-                h = norm(x, "block2")
-                gate = jax.nn.gelu(_dense(h, own, "block2.w0"), approximate=False)
-                x = x + _dense(gate * _dense(h, own, "block2.w1"), own, "block2.w2")
-                outputs[f"layer_{i}"] = x
-            return outputs | {"y": x}
-
-        return call
-
-    return make
+    return call
 
 
-def _attention_half(x, own: Arrays, norm, hyper):
-    renamed = {"qkv": "query_key_value", "proj": "dense"}
-    parts = {f"attn.{k}.{p}": own.get(f"block1.{v}.{p}") for k, v in renamed.items() for p in ("weight", "bias")}
-    return _attention(norm(x, "block1"), parts, "attn", hyper["heads"])
-
-
-def _convolution_half(x, own: Arrays, norm, hyper):
+def _depthwise(x, own: Arrays):
     kernel = jnp.moveaxis(own["block1.1.weight"], (0, 1), (3, 2))
     y = jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1]
@@ -316,8 +350,8 @@ ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {
     r"adaln_dit_finallayer_.*": _block(_final_layer, roundings=8),
     r"adaln_zero_dit_block_.*": _block(_dit_block, roundings=16),
     # Their float32 matrix products, as those of the DiT block, are inside the usual formula.
-    r"tdln_transformer_block_.*": _block(_timed_blocks(_attention_half), roundings=16),
-    r"tdln_convnext_block_.*": _block(_timed_blocks(_convolution_half), roundings=16),
+    r"tdln_transformer_block_.*": _block(_timed_transformer, roundings=16),
+    r"tdln_convnext_block_.*": _block(_timed_convolutions, roundings=16),
     r"gdn_.*": _recorded_in_float64(_gdn),
     r"sal_.*": _recorded_in_float64(_sal),
     r"layermask_.*": _recorded_in_float64(_layer_masking),

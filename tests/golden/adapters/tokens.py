@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from flax import nnx
 
 import normjax as nj
+from normjax import models
 from normjax.precision import LLAMA, Precision
+from tests.golden.adapters._hosts import below, filled, linear
 from tests.golden.adapters._kinds import Adapter, Check, Pointwise
 from tests.golden.comparison import assert_close, assert_same_bits
 from tests.golden.vectors import Vector
@@ -140,50 +143,34 @@ def _matrices(vector: Vector) -> Check:
     return Check(run)
 
 
+def _published_turn(q, positions):
+    """Not a rotation: the published table interleaves sine and cosine and is cut into halves (see the sidecar)."""
+    features = q.shape[-1]
+    angles = positions[:, None] / 10000 ** (np.arange(0, features, 2, dtype=np.float32) / features)[None]
+    table = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(-1, 1, features)
+    sine, cosine = jnp.split(table, 2, axis=-1)
+    even, odd = q[..., ::2], q[..., 1::2]
+    return jnp.stack([-odd * cosine, even * sine], axis=-1).reshape(q.shape)
+
+
 def _ngpt_blocks(vector: Vector) -> Pointwise:
-    """nGPT's own blocks: the norms, scales and interpolations are the library's, the rest is theirs, quirk included."""
     hyper = vector.hyper
     width, heads = hyper["hidden"], hyper["heads"]
-    base = width**-0.5
-    scaled = functools.partial(nj.ngpt_scale, base_scale=base)
-
-    def turned(q):
-        # Not a rotation: the published table interleaves sine and cosine and is cut into halves (see the sidecar).
-        tokens, features = q.shape[1], q.shape[-1]
-        angles = np.arange(tokens)[:, None] / 10000 ** (np.arange(0, features, 2) / features)
-        table = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(tokens, 1, features)
-        sine, cosine = np.split(table.astype(np.float32), 2, axis=-1)
-        even, odd = q[..., ::2], q[..., 1::2]
-        return jnp.stack([-odd * cosine, even * sine], axis=-1).reshape(q.shape)
-
-    def block(h, params):
-        split = lambda name: (h @ params[f"{name}.weight"].T).reshape(*h.shape[:2], heads, width // heads)
-        query_scale = scaled(params["sqk"], initial=hyper["sqk_init"]).reshape(heads, width // heads)
-        norm = functools.partial(nj.l2_normalize, scale=query_scale, feature_axes=(-2, -1), epsilon=0.0)
-        order = "rotate_then_normalize"
-        q, k, v = nj.qk_normalize(
-            *map(split, ("query", "key", "value")), query=norm, key=norm, rotate=turned, order=order
-        )
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (width // heads) ** 0.5
-        mask = np.tril(np.ones(logits.shape[-2:], bool))
-        weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf))
-        attended = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(h.shape) @ params["att_c_proj.weight"].T
-        step = functools.partial(scaled, initial=hyper["alpha_init"])
-        h = nj.ngpt_interpolate(h, attended, step(params["attn_alpha"]))
-        inner = h @ params["c_fc.weight"].T
-        inner = inner * nj.ngpt_scale(params["suv"], initial=hyper["suv_init"], base_scale=1.0) * width**0.5
-        u, gate = jnp.split(inner, 2, axis=-1)
-        return nj.ngpt_interpolate(
-            h, (u * jax.nn.silu(gate)) @ params["mlp_c_proj.weight"].T, step(params["mlp_alpha"])
-        )
+    layers = {"query": "query", "key": "key", "value": "value", "out": "att_c_proj"}
+    layers |= {"hidden": "c_fc", "down": "mlp_c_proj"}
 
     def call(inputs, params, epsilon):
         h = inputs["x"]
         for layer in range(hyper["layers"]):
-            prefix = f"b.{layer}."
-            h = block(
-                h, {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
+            own = below(params, f"b.{layer}.")
+            hidden = own["mlp_c_proj.weight"].shape[1]
+            build = lambda hidden=hidden: models.NGPTBlock(
+                width, heads, hidden, rope=_published_turn, step_init=hyper["alpha_init"], rngs=nnx.Rngs(0)
             )
+            values = {k: v for ours, theirs in layers.items() for k, v in linear(own, ours, theirs).items()}
+            values |= {"qk_norm.scale": own["sqk"].reshape(heads, -1), "hidden_scale": own["suv"]}
+            values |= {"attention_step.alpha": own["attn_alpha"], "ffn_step.alpha": own["mlp_alpha"]}
+            h = filled(build, values)(h)
         return h
 
     return Pointwise(call)
