@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import normjax.norms
 from normjax._method import made
 from normjax.fold._rebuild import IDENTITY
-from normjax.models import AttentionKind, Rope, TransformerConfig
+from normjax.models import AttentionKind, LinearScaling, Llama3Scaling, Rope, TransformerConfig
 from normjax.placements import Placement, Step
 from normjax.precision import OutputRule, Precision
 from normjax.transform import NormTransform
@@ -19,6 +19,7 @@ from normjax.transform import NormTransform
 # They matter to a new model only, not to one whose values are stored.
 _INITIALIZERS = ("kernel_init", "scale_init", "bias_init")
 _DTYPES = ("statistics", "output", "parameters")
+_SCALINGS = {"LinearScaling": LinearScaling, "Llama3Scaling": Llama3Scaling}
 _FUNCTIONS = {"jax.nn": jax.nn, "jax.numpy": jnp}
 
 
@@ -32,7 +33,7 @@ def config_to_json(config: TransformerConfig) -> dict[str, Any]:
     placed |= {name: getattr(place, name) for name in ("embedding", "final", "streams", "parallel", "gate_init")}
     return fields | {
         "placement": placed,
-        "kinds": [dataclasses.asdict(kind) for kind in config.kinds],
+        "kinds": [_kind(kind) for kind in config.kinds],
         "activation": _function(config.activation),
         "qk_norm": None if config.qk_norm is None else _norm(config.qk_norm),
         "dtype": None if config.dtype is None else jnp.dtype(config.dtype).name,
@@ -49,10 +50,7 @@ def config_from_json(tree: Mapping[str, Any]) -> TransformerConfig:
         del layers
         return steps[depth - 1][("attention", "ffn").index(kind)]
 
-    kinds = tuple(
-        AttentionKind(**{**kind, "rope": None if kind["rope"] is None else Rope(**kind["rope"])})
-        for kind in tree["kinds"]
-    )
+    kinds = tuple(AttentionKind(**{**kind, "rope": _rope(kind["rope"])}) for kind in tree["kinds"])
     values = {
         "placement": Placement(norm, rule, **placed),
         "kinds": kinds,
@@ -62,6 +60,27 @@ def config_from_json(tree: Mapping[str, Any]) -> TransformerConfig:
         "param_dtype": jnp.dtype(tree["param_dtype"]),
     }
     return TransformerConfig(**{**tree, **values})
+
+
+def _kind(kind: AttentionKind) -> dict[str, Any]:
+    fields = dataclasses.asdict(kind)
+    scaling = None if kind.rope is None else kind.rope.scaling
+    if scaling is not None:
+        name = type(scaling).__name__
+        if _SCALINGS.get(name) is not type(scaling):
+            raise ValueError(
+                f"the scaling {scaling!r} of a rotation is none of {', '.join(_SCALINGS)}: it cannot be stored."
+            )
+        fields["rope"]["scaling"] = {"name": name, "fields": fields["rope"]["scaling"]}
+    return fields
+
+
+def _rope(tree: Mapping[str, Any] | None) -> Rope | None:
+    if tree is None:
+        return None
+    scaling = tree["scaling"]
+    made_again = None if scaling is None else _SCALINGS[scaling["name"]](**scaling["fields"])
+    return Rope(**{**tree, "scaling": made_again})
 
 
 def _norm(norm: NormTransform) -> dict[str, Any]:

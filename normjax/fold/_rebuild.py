@@ -10,7 +10,7 @@ from flax import nnx
 
 from normjax._method import made
 from normjax.fold.apply import Report
-from normjax.models import LanguageModel, Transformer
+from normjax.models import LanguageModel, Transformer, ViT
 from normjax.models.transformer import TransformerConfig
 from normjax.transform import NormTransform, stateless
 
@@ -19,6 +19,17 @@ def rebuilt(model: Any, config: TransformerConfig, *, head_bias: bool | None = N
     """An abstract model like `model` with another configuration."""
     if isinstance(model, Transformer):
         return nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    if isinstance(model, ViT):
+        size, _, channels = model.shape
+        patch, classes = model.patch_embedding.kernel_size, model.head.out_features
+        sizes = {
+            "image_size": size,
+            "patch_size": patch[0],
+            "classes": classes,
+            "channels": channels,
+            "pool": model.pool,
+        }
+        return nnx.eval_shape(lambda: ViT(config, **sizes, rngs=nnx.Rngs(0)))
     options = options_of(model)
     options |= {"tied": False} if untie else {}
     options |= {} if head_bias is None else {"head_bias": head_bias or options["head_bias"]}

@@ -12,15 +12,15 @@ from normjax.fold import _sites
 from normjax.fold._rebuild import bare, filled, rebuilt
 from normjax.fold.apply import Dtype, Report, apply
 from normjax.fold.plan import Edge, Layer, Plan, Refusal
-from normjax.models import MLP, LanguageModel, Transformer
+from normjax.models import MLP, LanguageModel, Transformer, ViT
 from normjax.models.transformer import Block, TransformerConfig
 from normjax.optim._paths import boxed_leaves
 
-Model = LanguageModel | Transformer
+Model = LanguageModel | Transformer | ViT
 
 
 def plan_for(model: Model, *, untie: bool = False) -> Plan:
-    """The plan of a transformer stack or language model, in any placement: every norm of it is folded or refused.
+    """The plan of a transformer (stack, language model, ViT) in any placement: every norm of it is folded or refused.
 
     What precedes a sublayer folds into its first matrices, a norm inside it into its last, LayerScale into its last,
     the norms of queries and keys into one, the final norm into an untied head. Refused with their reasons: output
@@ -47,9 +47,9 @@ def plan_for(model: Model, *, untie: bool = False) -> Plan:
       >>> [edge.name for edge in plan.edges], plan.refusals[0].path
       (['stack/blocks/0/attention/before', 'stack/blocks/0/ffn/before'], 'stack/final_norm')
     """
-    if not isinstance(model, LanguageModel | Transformer):
+    if not isinstance(model, Model):
         raise TypeError(
-            f"plan_for knows LanguageModel and Transformer, got {type(model).__name__}; write a Plan by hand."
+            f"plan_for knows Transformer, LanguageModel and ViT, got {type(model).__name__}; write a Plan by hand."
         )
     edges: list[Edge] = []
     refusals: list[Refusal] = []
@@ -120,7 +120,7 @@ def fold_model(
 
 
 def _stack(model: Model) -> Transformer:
-    return model.stack if isinstance(model, LanguageModel) else model
+    return model if isinstance(model, Transformer) else model.stack
 
 
 def _without_factors(config: TransformerConfig, paths: Collection[str], report: Report) -> TransformerConfig:
@@ -136,7 +136,7 @@ def _without_factors(config: TransformerConfig, paths: Collection[str], report: 
 
 
 def _found(model: Model, untie: bool) -> Iterator[Edge | Refusal]:
-    stack, prefix = (model.stack, "stack/") if isinstance(model, LanguageModel) else (model, "")
+    stack, prefix = _stack(model), "" if isinstance(model, Transformer) else "stack/"
     place = stack.config.placement
     if stack.embedding_norm is not None:
         yield Refusal(f"{prefix}embedding_norm", "its output is the residual stream itself, which norms and sums read.")
@@ -149,7 +149,7 @@ def _found(model: Model, untie: bool) -> Iterator[Edge | Refusal]:
         yield Refusal(final, "its output is added to another stream, not read by a linear layer.")
         if stack.second_norm is not None:
             yield Refusal(f"{prefix}second_norm", "its output is added to another stream, not read by a linear layer.")
-    elif not isinstance(model, LanguageModel):
+    elif isinstance(model, Transformer):
         yield Refusal(final, "its output is the stack's: no consumer is known.")
     elif model.head is None and not untie:
         yield Refusal(

@@ -218,6 +218,20 @@ def test_a_stack_alone_has_no_reader_of_its_final_norm():
         fold.to_pre_rms(model)
 
 
+@pytest.mark.parametrize("pool", ["class", "mean"])
+def test_vision_transformers(pool):
+    """The final norm folds into the head behind the class token, and behind a mean, which is linear."""
+    config = nj.models.presets.vit(layers=1, features=8, heads=2, hidden=16, param_dtype=jnp.float64)
+    config = dataclasses.replace(config, placement=placements.pre(layer_norm()))
+    model = nj.models.ViT(config, image_size=4, patch_size=2, classes=3, pool=pool, rngs=nnx.Rngs(0))
+    randomized(model)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4, 3)))
+    folded, report = fold.fold_model(model, drop=True)
+    assert len(report.applied) == 3
+    assert not report.refusals
+    assert fold.verify(model, folded, x, tolerance=FLOAT64).passed
+
+
 def test_optimizers_refuse_folded_models():
     model = language_model(placements.pre(layer_norm()), layers=1)
     folded, _ = fold.fold_model(model)
