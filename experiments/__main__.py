@@ -9,6 +9,7 @@ import tyro
 from experiments import (
     UsageError,
     accuracy,
+    inference_cost,
     language_model,
     overhead,
     plasticity,
@@ -30,6 +31,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "accuracy": Experiment(accuracy.Accuracy, accuracy.main),
     "overhead": Experiment(overhead.Config, overhead.run),
     "signal_propagation": Experiment(signal_propagation.Config, signal_propagation.run),
+    "inference_cost": Experiment(inference_cost.Config, inference_cost.run),
     "speed": Experiment(speed.Config, speed.main),
     "throughput": Experiment(throughput.Config, throughput.run),
     "language_model": Experiment(language_model.Config, language_model.run),

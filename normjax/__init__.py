@@ -6,6 +6,7 @@ learning rate.
 """
 
 from normjax import diagnostics as diagnostics
+from normjax import fold as fold
 from normjax import linen as linen
 from normjax import loaders as loaders
 from normjax import models as models

@@ -1,8 +1,10 @@
 """What a method is, stated once beside its factory and read by the printed table and by the tests."""
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 Family = Literal["batch", "token", "vision", "conditional", "pointwise", "weight"]
 Folding = Literal["all", "affine", "none"]
@@ -47,13 +49,69 @@ class Method:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; expected one of {get_args(allowed)}.")
 
 
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What made a transform: a transform itself is two opaque functions, and folding has to know its epsilon.
+
+    Attributes:
+      factory: The factory, whose attribute `method` says what it makes.
+      given: The arguments that it was called with, by name.
+    """
+
+    factory: Callable[..., Any]
+    given: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The factory's public name."""
+        return self.factory.__name__
+
+    @property
+    def method(self) -> Method:
+        """The facts about the method."""
+        return self.factory.__dict__["method"]
+
+    def argument(self, name: str, default: Any = None) -> Any:
+        """The value of an argument: as given, else the factory's default, else `default`."""
+        declared = inspect.signature(self.factory).parameters.get(name)
+        own = default if declared is None or declared.default is inspect.Parameter.empty else declared.default
+        return self.given.get(name, own)
+
+    def again(self, **changes: Any) -> Any:
+        """Calls the factory once more, some arguments changed."""
+        return self.factory(**{**self.given, **changes})
+
+
+def made(transform: Any) -> Made | None:
+    """Returns what made a transform, or `None` for a composition and for one that was written by hand."""
+    return getattr(transform.apply, "made", None)
+
+
 def method(title: str, paper: str, arxiv: str | None, family: Family, **facts: Any) -> Callable[[_Factory], _Factory]:
-    """Returns a decorator that attaches a `Method` to a factory as its attribute `method`."""
+    """Returns a decorator that attaches a `Method` to a factory as its attribute `method`.
+
+    The transforms that the factory makes remember it (`made`).
+    """
     described = Method(title, paper, arxiv, family, **facts)
 
     def attach(factory: _Factory) -> _Factory:
-        factory.__dict__["method"] = described
-        return factory
+        signature = inspect.signature(factory)
+
+        @functools.wraps(factory)
+        def remembered(*args: Any, **kwargs: Any) -> Any:
+            transform = factory(*args, **kwargs)
+            given = dict(signature.bind(*args, **kwargs).arguments)
+            rest = [
+                n for n, p in signature.parameters.items() if p.kind is inspect.Parameter.VAR_KEYWORD and n in given
+            ]
+            for name in rest:
+                given |= given.pop(name)
+            if hasattr(transform, "apply"):
+                transform.apply.__dict__["made"] = Made(remembered, given)
+            return transform
+
+        remembered.__dict__["method"] = described
+        return cast(_Factory, remembered)
 
     return attach
 

@@ -18,6 +18,7 @@ ROOT = pathlib.Path(normjax.__file__).resolve().parents[1]
 ROOMS = [
     "normjax",
     "normjax.diagnostics",
+    "normjax.fold",
     "normjax.linen",
     "normjax.loaders",
     "normjax.models",
@@ -55,6 +56,7 @@ FLOORS = [
     ["normjax.nnx"],
     ["normjax.placements"],
     ["normjax.models"],
+    ["normjax.fold"],
     ["normjax.loaders"],
     ["normjax.diagnostics"],
     ["normjax"],

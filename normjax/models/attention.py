@@ -9,6 +9,7 @@ from flax import nnx
 
 from normjax.models._axes import linear_names, named_norm
 from normjax.models.rope import Rope
+from normjax.precision import promote
 from normjax.transform import NormTransform
 
 
@@ -159,7 +160,8 @@ class Attention(nnx.Module):
         causal, window = self.kind.causal, self.kind.window
         # Both ways of a window, of which a causal mask removes one.
         reach = None if window is None else (window - 1, 0 if causal else window - 1)
-        if self.softcap is None:
+        # JAX's own takes the softmax in float32 whatever the queries are.
+        if self.softcap is None and q.dtype != jnp.float64:
             return jax.nn.dot_product_attention(
                 q, k, v, bias=bias, mask=seen, scale=self.scale, is_causal=causal, local_window_size=reach
             )
@@ -175,11 +177,11 @@ def _visible(tokens: int, causal: bool, reach: tuple[int, int] | None, seen: jax
     return visible if seen is None else visible & seen
 
 
-def _capped(q, k, v, bias, visible, scale: float, softcap: float) -> jax.Array:
-    """What `jax.nn.dot_product_attention` does not have: bounded scores."""
+def _capped(q, k, v, bias, visible, scale: float, softcap: float | None) -> jax.Array:
+    """What `jax.nn.dot_product_attention` does not have: bounded scores, and float64."""
     k, v = (jnp.repeat(a, q.shape[2] // a.shape[2], 2) for a in (k, v))
-    scores = jnp.einsum("btnd,bsnd->bnts", q, k).astype(jnp.promote_types(q.dtype, jnp.float32)) * scale
+    scores = jnp.einsum("btnd,bsnd->bnts", q, k).astype(promote(q.dtype, jnp.float32)) * scale
     scores = scores if bias is None else scores + bias
-    scores = softcap * jnp.tanh(scores / softcap)
+    scores = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
     weights = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(scores.dtype).min), -1).astype(v.dtype)
     return jnp.einsum("bnts,bsnd->btnd", weights, v)

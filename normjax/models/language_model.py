@@ -33,6 +33,7 @@ class LanguageModel(nnx.Module):
         *,
         vocabulary: int,
         tied: bool = True,
+        head_bias: bool = False,
         max_tokens: int | None = None,
         embedding_scale: float = 1.0,
         logit_scale: float = 1.0,
@@ -46,14 +47,20 @@ class LanguageModel(nnx.Module):
           config: The stack.
           vocabulary: Number of tokens.
           tied: Whether the head is the embedding's transpose.
+          head_bias: Whether an untied head has a bias, as one has into which the final norm was folded.
           max_tokens: Length of a learned position embedding (GPT-2); `None` for none.
           embedding_scale: Multiplies the embedding (Gemma: the root of the features).
           logit_scale: Multiplies the logits (Cohere).
           logit_softcap: Logits become `softcap * tanh(logits / softcap)` (Gemma 2), or `None`.
           embedding_init: Initializer of the embeddings.
           rngs: Random streams; `params` is used.
+
+        Raises:
+          ValueError: If the vocabulary is empty or a tied head is to have a bias.
         """
         _checks.check_count("vocabulary", vocabulary, 1)
+        if tied and head_bias:
+            raise ValueError("head_bias=True needs tied=False: the head is then a layer of its own.")
         options = {"embedding_init": embedding_init, "param_dtype": config.param_dtype, "dtype": config.dtype}
         embed = lambda count, name: nnx.Embed(  # noqa: E731
             count, config.features, **options, embedding_metadata=named(name, "embed"), rngs=rngs
@@ -62,7 +69,7 @@ class LanguageModel(nnx.Module):
         self.position_embedding = None if max_tokens is None else embed(max_tokens, "positions")
         self.stack = Transformer(config, rngs=rngs)
         dtypes = {"param_dtype": config.param_dtype, "dtype": config.dtype, **linear_names("embed", "vocab")}
-        self.head = None if tied else nnx.Linear(config.features, vocabulary, use_bias=False, **dtypes, rngs=rngs)
+        self.head = None if tied else nnx.Linear(config.features, vocabulary, use_bias=head_bias, **dtypes, rngs=rngs)
         self.embedding_scale, self.logit_scale, self.logit_softcap = embedding_scale, logit_scale, logit_softcap
 
     def __call__(

@@ -8,7 +8,7 @@ import numpy as np
 
 from normjax.backward_state import OVERWRITE_WITH_GRADIENT
 from normjax.optim._leaves import is_float, require_float
-from normjax.optim._paths import FlatTree, flatten, listing, match
+from normjax.optim._paths import FlatTree, flatten, listing, match, refuse_inference_only
 
 VECTORS = ("bias", "scale", "offset", "beta", "gamma")
 READOUT = re.compile(
@@ -123,9 +123,11 @@ def select(mask: Any, params: Any, flat: FlatTree, default: Callable[[Any], Any]
     """The leaves a mask selects, by path.
 
     Raises:
-      ValueError: the mask leaves a parameter undecided, names something else, or selects nothing.
+      ValueError: the mask leaves a parameter undecided, names something else, or selects nothing; the parameters were
+        folded for inference.
       TypeError: an entry is not a boolean, or a selected leaf is not floating point.
     """
+    refuse_inference_only(params, what)
     chosen = default if mask is None else mask
     tree = chosen(params) if callable(chosen) else chosen
     decided = match(tree, flat.leaves, "mask")

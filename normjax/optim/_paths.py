@@ -31,6 +31,26 @@ def listing(paths: Iterable[str]) -> str:
     return f"[{shown}{f', ... {len(names) - 8} more' if len(names) > 8 else ''}]"
 
 
+class InferenceOnly:
+    """Base of the types that wrap parameters which no optimizer may take for trained ones: baked and folded trees."""
+
+
+def is_inference_only(node: Any) -> bool:
+    """True for such a wrapper, and for an nnx variable that is marked so."""
+    marked = isinstance(node, nnx.Variable) and node.get_metadata().get("inference_only", False)
+    return isinstance(node, InferenceOnly) or bool(marked)
+
+
+def refuse_inference_only(tree: Any, what: str) -> None:
+    """Raise if a tree is, or holds, parameters that were baked or folded for inference."""
+    stop = lambda node: is_box(node) or is_inference_only(node)  # noqa: E731
+    if any(is_inference_only(leaf) for leaf in jax.tree.leaves(tree, is_leaf=stop)):
+        raise ValueError(
+            f"{what} got parameters that were folded (or baked) for inference: their norms contain gains and statistics"
+            " that were moved into them, so there is no initial norm to keep. Train the parameters they came from."
+        )
+
+
 class FlatTree(NamedTuple):
     """Leaves of a tree by path, in leaf order, and the structure that puts them back."""
 

@@ -5,16 +5,16 @@ from typing import Any
 
 import jax
 
-from normjax.optim._paths import listing
+from normjax.optim._paths import InferenceOnly, listing
 from normjax.weights._transform import Rules, by_path, chosen
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Baked:
+class Baked(InferenceOnly):
     """Parameters whose reparametrized kernels were replaced by their effective ones, for inference only.
 
-    The type is the tag: what expects parameters for training does not take it for them, and `bake` refuses it.
+    The type is the tag: optimizers that keep account of norms refuse it, and so does `bake`.
 
     Attributes:
       params: The parameter tree, structured as before, for the model without its wrappers.

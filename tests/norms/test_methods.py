@@ -7,7 +7,7 @@ import pytest
 
 import normjax as nj
 from normjax.__main__ import table
-from normjax._method import methods
+from normjax._method import made, methods
 from tests.norms.cases import CASES
 
 METHODS = methods(vars(nj))
@@ -79,6 +79,19 @@ def test_folding_is_as_stated(case):
     fixed = all(name.startswith("(") for name in described(case).context)
     affine = fixed and close(twice - once, once - zero)
     assert affine == (described(case).folds == "all")
+
+
+def test_transforms_remember_what_made_them():
+    told = made(nj.batch_norm(epsilon=1e-3))
+    assert told is not None
+    assert (told.name, told.method) == ("batch_norm", METHODS["batch_norm"])
+    assert (told.argument("epsilon"), told.argument("momentum"), told.argument("other", 5)) == (1e-3, 0.99, 5)
+    assert made(told.again(momentum=0.5)).given == {"epsilon": 1e-3, "momentum": 0.5}
+    # Arguments that a factory passes on count as its own; the outer of two factories is what the user called.
+    assert made(nj.rep_batch_norm(epsilon=1e-3)).argument("epsilon") == 1e-3
+    assert made(nj.dyt()).name == "dyt"
+    assert made(nj.chain(nj.dyt())) is None
+    assert made(nj.weight_norm()).name == "weight_norm"
 
 
 def test_the_table_lists_every_method():

@@ -10,6 +10,7 @@ from tests.golden.adapters import (
     activations,
     conditional,
     diagnostics,
+    fold,
     gates,
     hosts,
     mixtures,
@@ -41,6 +42,7 @@ _FAMILIES = (
     stacks,
     hosts,
     gates,
+    fold,
     task_vectors,
     diagnostics,
 )

@@ -1,0 +1,130 @@
+"""Checkpoints of models and the command that folds one."""
+
+import dataclasses
+import hashlib
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import normjax as nj
+from normjax import fold
+from normjax.fold import _rebuild
+from normjax.fold.__main__ import main
+from normjax.models import LanguageModel
+
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+TOKENS = jnp.array([[1, 2, 3]])
+
+
+def language_model(preset="gpt2", **options):
+    config = getattr(nj.models.presets, preset)(layers=1, features=8, heads=2, hidden=16, **options)
+    model = LanguageModel(config, vocabulary=11, tied=False, max_tokens=4, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    shake = lambda leaf: leaf + jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype)
+    nnx.update(model, jax.tree.map(shake, nnx.state(model)))
+    return model
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "model"
+    fold.save_model(path, language_model())
+    return path
+
+
+def contents(folder):
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_the_command_folds_verifies_and_leaves_its_input_alone(checkpoint, capsys):
+    before = contents(checkpoint)
+    assert main([str(checkpoint), "--verify", "--drop"]) == 0
+    printed = capsys.readouterr().out
+    assert "folding plan" in printed
+    assert "verification: passed" in printed
+    assert contents(checkpoint) == before
+    out = checkpoint.with_name("model-folded")
+    assert sorted(p.name for p in checkpoint.parent.iterdir()) == ["model", "model-folded"], "nothing is left over"
+    model, folded = fold.load_model(checkpoint), fold.load_model(out)
+    assert fold.verify(model, folded, TOKENS, tolerance=1e-5).passed
+    assert folded.head.bias is not None
+    with pytest.raises(ValueError, match="folded"):
+        nj.project_weights(mask=True).init(nnx.state(folded))
+    assert main([str(checkpoint)]) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_the_command_writes_nothing_where_logits_differ(checkpoint, tmp_path, capsys):
+    plan = fold.plan_for(fold.load_model(checkpoint))
+    # The readers of the first norm are folded into nothing: the gain is lost.
+    wrong = fold.Edge("before", plan.edges[0].norms, plan.edges[0].layers[:1])
+    (tmp_path / "plan.json").write_text(fold.Plan((wrong,)).to_json())
+    assert main([str(checkpoint), "--plan", str(tmp_path / "plan.json"), "--verify"]) == 1
+    assert "nothing was written" in capsys.readouterr().out
+    assert not checkpoint.with_name("model-folded").exists()
+    assert main([str(tmp_path / "nothing")]) == 2
+    assert "holds no config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "gemma3", "glm4", "cohere2", "t5_encoder"])
+def test_configurations_survive(preset):
+    from normjax.fold._config import config_from_json, config_to_json
+
+    config = getattr(nj.models.presets, preset)(layers=2, features=8, heads=2, hidden=16, dtype=jnp.bfloat16)
+    if preset == "glm4":
+        longer = dataclasses.replace(config.kinds[0].rope, scaling=nj.models.Llama3Scaling(8.0, 1.0, 4.0, 64))
+        config = dataclasses.replace(config, kinds=(dataclasses.replace(config.kinds[0], rope=longer),))
+    text = json.dumps(config_to_json(config))
+    again = config_from_json(json.loads(text))
+    assert json.dumps(config_to_json(again)) == text
+    assert [again.block(d) for d in (1, 2)] == [config.block(d) for d in (1, 2)]
+
+
+def test_bfloat16_and_folded_batch_norms_survive(tmp_path):
+    place = nj.placements.pre(
+        nj.prep_batch_norm(token_norm=nj.rms_norm(), precision=nj.Precision(parameters=jnp.bfloat16))
+    )
+    model = language_model(placement=place, param_dtype=jnp.bfloat16)
+    ended = lambda leaf: jnp.zeros_like(leaf) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
+    nnx.update(model, jax.tree.map(ended, nnx.state(model)))
+    fold.save_model(tmp_path / "model", model)
+    again = fold.load_model(tmp_path / "model")
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(again), nnx.state(model))
+    assert again.embedding.embedding.dtype == jnp.bfloat16
+    # JAX's attention mixes the dtypes of bfloat16 projections and float32 masks.
+    with jax.numpy_dtype_promotion("standard"):
+        assert main([str(tmp_path / "model"), "--drop", *(["--verify"] if NIGHTLY else [])]) == 0
+    place = fold.load_model(tmp_path / "model-folded").stack.config.placement
+    assert place.norm == _rebuild.IDENTITY
+
+
+def test_what_cannot_be_stored(tmp_path):
+    with pytest.raises(ValueError, match="composed or hand-written"):
+        fold.save_model(tmp_path / "a", language_model(placement=nj.placements.pre(nj.chain(nj.rms_norm()))))
+    with pytest.raises(ValueError, match="no function of jax"):
+        fold.save_model(tmp_path / "b", language_model(activation=lambda x: x))
+    with pytest.raises(TypeError, match="expected a LanguageModel"):
+        fold.save_model(tmp_path / "c", nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    assert not list(tmp_path.iterdir())
+    fold.save_model(tmp_path / "d", language_model())
+    described = json.loads((tmp_path / "d" / "config.json").read_text())
+    (tmp_path / "d" / "config.json").write_text(json.dumps(described | {"version": 2}))
+    with pytest.raises(ValueError, match="this version reads"):
+        fold.load_model(tmp_path / "d")
+
+
+def test_safetensors(tmp_path):
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    model = language_model(param_dtype=jnp.bfloat16)
+    fold.save_model(tmp_path / "model", model, format="safetensors")
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(fold.load_model(tmp_path / "model")), nnx.state(model))
+    # JAX's attention mixes the dtypes of bfloat16 projections and float32 masks.
+    with jax.numpy_dtype_promotion("standard"):
+        assert main([str(tmp_path / "model"), "--verify"]) == 0
+    assert (tmp_path / "model-folded" / "parameters.safetensors").exists()
