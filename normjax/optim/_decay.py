@@ -10,7 +10,7 @@ import optax
 from normjax.optim._leaves import at_step, check_rate, copy, next_count, require_params, wide
 from normjax.optim._masks import float_leaves, select
 from normjax.optim._paths import FlatTree, boxed_leaves, check_same_paths, flatten, listing, match
-from normjax.optim._project import present
+from normjax.optim._radii import present
 
 
 class DecayTowardsInitState(NamedTuple):

@@ -26,7 +26,8 @@ from normjax.optim._leaves import (
 )
 from normjax.optim._masks import hidden_weights, select
 from normjax.optim._paths import FlatTree, check_same_paths, flatten
-from normjax.optim._project import present, project_tree
+from normjax.optim._project import project_tree
+from normjax.optim._radii import present
 from normjax.optim._rescale import POWERS, require_moments
 from normjax.optim._rescale import rescale_moments as divide_moments
 from normjax.optim._track import (

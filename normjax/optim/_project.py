@@ -1,35 +1,14 @@
 """Projection of weights back to a stored norm, as the last transform of a chain."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from normjax.optim._leaves import (
-    Axes,
-    check_every,
-    check_shapes,
-    due_after,
-    next_count,
-    norm,
-    on_schedule,
-    require_params,
-    resolve_axes,
-    resolve_radii,
-    spread,
-    wide,
-)
-from normjax.optim._masks import hidden_weights, select
-from normjax.optim._paths import check_same_paths, flatten
-
-
-class ProjectWeightsState(NamedTuple):
-    """Steps taken (int32) and the stored radii by path (float32): scalars, or one number per slice."""
-
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    radii: dict[str, jax.Array]
+from normjax.optim._leaves import Axes, check_every, due_after, norm, on_schedule, spread, wide
+from normjax.optim._radii import with_radii
 
 
 def project_leaf(p: jax.Array, u: jax.Array, r: jax.Array, axes: Axes) -> tuple[jax.Array, jax.Array]:
@@ -65,11 +44,6 @@ def project_tree(
         return as_projected, {path: jnp.ones(radii[path].shape, u.dtype) for path, u in as_projected.items()}
 
     return on_schedule(due, project, keep)
-
-
-def present(updates: Mapping[str, Any], selected: Mapping[str, Any]) -> dict[str, Any]:
-    """Updates of the selected leaves; a leaf that optax gives `None` as its update stays put."""
-    return {path: updates[path] for path in selected if path in updates}
 
 
 def project_weights(
@@ -111,7 +85,7 @@ def project_weights(
         recognises no readout.
 
     Returns:
-      A transformation with state `ProjectWeightsState(count, radii)`; state and updates keep structure and
+      A transformation with state `RadiiState(count, radii)`; state and updates keep structure and
       dtypes.
 
     Raises:
@@ -137,21 +111,7 @@ def project_weights(
     """
     check_every(every_k, "every_k")
 
-    def init(params: Any) -> ProjectWeightsState:
-        flat = flatten(params)
-        selected = select(mask, params, flat, hidden_weights(), "project_weights")
-        reduced = resolve_axes(axes, selected, flat.leaves)
-        return ProjectWeightsState(jnp.zeros([], jnp.int32), resolve_radii(radius, selected, flat.leaves, reduced))
+    def rule(weights: Any, updates: Any, radii: Any, reduced: Any, count: jax.Array) -> dict[str, jax.Array]:
+        return project_tree(weights, updates, radii, reduced, due_after(count, every_k))[0]
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, ProjectWeightsState]:
-        del extra
-        flat, steps = require_params(params), flatten(updates)
-        selected = select(mask, params, flat, hidden_weights(), "project_weights")
-        reduced = resolve_axes(axes, selected, flat.leaves)
-        check_same_paths(state.radii, selected, "The stored radii")
-        check_shapes(state.radii, selected, reduced, "The stored radius")
-        due = due_after(state.count, every_k)
-        projected, _ = project_tree(selected, present(steps.leaves, selected), state.radii, reduced, due)
-        return steps.replace(projected), state._replace(count=next_count(state.count))
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return with_radii("project_weights", rule, radius, axes, mask)

@@ -11,7 +11,7 @@ from normjax.optim._paths import is_box, listing, path_string
 POWERS = {"mu": 1, "nu": 2, "nu_max": 2, "trace": 1, "sum_of_squares": 2}
 
 
-def _field(keys: tuple[Any, ...], powers: Mapping[str, int]) -> tuple[str, str] | None:
+def moment_field(keys: tuple[Any, ...], powers: Mapping[str, int]) -> tuple[str, str] | None:
     """`(field, parameter path)` of a leaf in a moment tree, e.g. `('mu', 'Dense_0/kernel')`."""
     for i, key in enumerate(keys):
         if isinstance(key, jax.tree_util.GetAttrKey) and key.name in powers:
@@ -25,7 +25,7 @@ def rescale_moments(
     """Divide the moments of each path by its factor to the power its field has in the gradient."""
 
     def rescale(keys: tuple[Any, ...], node: Any) -> Any:
-        field = _field(keys, powers)
+        field = moment_field(keys, powers)
         if field is None or field[1] not in factors:
             return node
         name, path = field
@@ -38,7 +38,7 @@ def rescale_moments(
 def require_moments(state: Any, paths: Mapping[str, Any], powers: Mapping[str, int]) -> None:
     """Raise if the optimizer keeps no moment that is known by name for any projected weight."""
     leaves = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_box)[0]
-    fields = [_field(keys, powers) for keys, _ in leaves]
+    fields = [moment_field(keys, powers) for keys, _ in leaves]
     if not any(field is not None and field[1] in paths for field in fields):
         raise ValueError(
             f"rescale_moments found none of {listing(powers)} for {listing(paths)} in the state of the inner "

@@ -1,11 +1,15 @@
-"""Learning-rate schedules stated as effective rates."""
+"""Learning-rate schedules stated as effective rates, and their restarts."""
 
-from typing import Any
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from normjax.optim._leaves import is_traced
+from normjax.optim._leaves import at_step, is_traced, next_count, wide
 
 
 def norm_growth_schedule(learning_rate: optax.ScalarOrSchedule, relative_step: float) -> optax.Schedule:
@@ -50,3 +54,106 @@ def norm_growth_schedule(learning_rate: optax.ScalarOrSchedule, relative_step: f
         return rate / jnp.sqrt(1.0 + relative_step**2 * jnp.asarray(count, dtype=float))
 
     return schedule
+
+
+def rewarm_schedule(schedule: optax.Schedule, task_starts: int | Sequence[int]) -> optax.Schedule:
+    r"""Start a schedule again at every change of task, to raise the effective rate where there is something to learn.
+
+    .. math:: \eta_t = s(t - \max \{ t_i : t_i \le t \}), \qquad t_0 = 0
+
+    With projected weights the learning rate is the effective rate, so that a warm restart reaches it; free weights that
+    have grown keep it low. Reset the optimizer's moments at the same steps, as sequential training does.
+
+    Args:
+      schedule: :math:`s`, of the step within a task (int32, from 0).
+      task_starts: the steps at which tasks begin, or a single positive number: a task every so many steps. For changes
+        that are known only when they happen: `scale_by_rewarmed_schedule`.
+
+    Returns:
+      A schedule: step (int32) to rate.
+
+    Raises:
+      ValueError: starts that are negative or not increasing, none, or a period below 1.
+
+    Example:
+      >>> import optax
+      >>> from normjax.optim import rewarm_schedule
+      >>> schedule = rewarm_schedule(optax.linear_schedule(1.0, 0.0, 4), task_starts=[5])
+      >>> [float(schedule(step)) for step in (0, 3, 4, 5, 6)]
+      [1.0, 0.25, 0.0, 1.0, 0.75]
+
+    References:
+      Lyle et al., What can grokking teach us about learning under nonstationarity?, 2025,
+      https://arxiv.org/abs/2507.20057
+    """
+    if isinstance(task_starts, int):
+        if task_starts < 1:
+            raise ValueError(f"a task takes at least one step, got task_starts={task_starts}.")
+        return lambda count: schedule(count % task_starts)
+    starts = [0, *(start for start in task_starts if start != 0)]
+    if len(task_starts) == 0 or any(b <= a for a, b in pairwise(starts)):
+        raise ValueError(f"task_starts are increasing steps, got {task_starts!r}.")
+    begins = np.asarray(starts, np.int32)
+
+    def restarted(count: Any) -> Any:
+        count = jnp.asarray(count, jnp.int32)
+        return schedule(count - jnp.max(jnp.where(begins <= count, begins, 0)))
+
+    return restarted
+
+
+class RewarmedScheduleState(NamedTuple):
+    """Steps since the task began (int32)."""
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+def scale_by_rewarmed_schedule(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    r"""Learning-rate schedule that starts again whenever `update` is told of a new task.
+
+    .. math:: u' = - s(t) \, u, \qquad t = 0 \;\text{where}\; \texttt{new\_task}
+
+    In place of `optax.scale_by_learning_rate`.
+
+    Args:
+      schedule: :math:`s`, of the step within the task (int32, from 0).
+
+    Returns:
+      A transformation with state `RewarmedScheduleState(count)` and the extra argument `new_task` of `update`, a boolean
+      that may be traced: whether this step is the first of a task. Without it the schedule goes on.
+
+    Raises:
+      TypeError: `schedule` is no function.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from normjax.optim import scale_by_rewarmed_schedule
+      >>> tx = scale_by_rewarmed_schedule(optax.linear_schedule(1.0, 0.0, 4))
+      >>> state, rates = tx.init(None), []
+      >>> for new_task in (False, False, True, False):
+      ...     updates, state = tx.update(jnp.ones(()), state, new_task=new_task)
+      ...     rates.append(-float(updates))
+      >>> rates
+      [1.0, 0.75, 1.0, 0.75]
+
+    References:
+      Lyle et al., What can grokking teach us about learning under nonstationarity?, 2025,
+      https://arxiv.org/abs/2507.20057
+    """
+    if not callable(schedule):
+        raise TypeError(f"schedule is a function of the step, got {schedule!r}; a constant has nothing to restart.")
+
+    def init(params: Any) -> RewarmedScheduleState:
+        del params
+        return RewarmedScheduleState(jnp.zeros([], jnp.int32))
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, new_task: Any = False, **extra: Any
+    ) -> tuple[Any, RewarmedScheduleState]:
+        del params, extra
+        count = jnp.where(jnp.asarray(new_task, bool), 0, state.count)
+        rate = at_step(schedule, count)
+        scaled = jax.tree.map(lambda u: (-rate.astype(wide(u).dtype) * wide(u)).astype(u.dtype), updates)
+        return scaled, RewarmedScheduleState(next_count(count))
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -23,7 +23,7 @@ from normjax.optim._leaves import (
 )
 from normjax.optim._masks import float_matrices, select
 from normjax.optim._paths import check_same_paths, flatten
-from normjax.optim._project import present
+from normjax.optim._radii import present
 
 UNKNOWN = -1.0  # NaN would say it better, but would stop every run under jax_debug_nans
 
