@@ -45,10 +45,8 @@ def _usefulness(flat: FlatTree, module: str, following: Any, hidden: jax.Array) 
     kernels = reading_kernels(flat, module, following, units).values()
     # Channels come last in a flattened image: a row belongs to unit (row mod units).
     rows = [jnp.sum(jnp.abs(wide(w)), axis=tuple(a for a in range(w.ndim) if a != w.ndim - 2)) for w in kernels]
-    weights = sum(
-        (jnp.sum(r.reshape(-1, units), axis=0) for r in rows[1:]), jnp.sum(rows[0].reshape(-1, units), axis=0)
-    )
-    return mean_magnitude(hidden, units, module) * weights
+    weights = jnp.sum(jnp.concatenate([r.reshape(-1, units) for r in rows]), axis=0)
+    return mean_magnitude(hidden, units, module) * weights.astype(wide(hidden).dtype)
 
 
 def _choose(

@@ -119,8 +119,8 @@ def scale_by_rewarmed_schedule(schedule: optax.Schedule) -> optax.GradientTransf
       schedule: :math:`s`, of the step within the task (int32, from 0).
 
     Returns:
-      A transformation with state `RewarmedScheduleState(count)` and the extra argument `new_task` of `update`, a boolean
-      that may be traced: whether this step is the first of a task. Without it the schedule goes on.
+      A transformation with state `RewarmedScheduleState(count)` and the extra argument `new_task` of `update`, a
+      boolean that may be traced: whether this step is the first of a task. Without it the schedule goes on.
 
     Raises:
       TypeError: `schedule` is no function.

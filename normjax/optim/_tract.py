@@ -116,8 +116,8 @@ def _precondition(path: str, g: jax.Array, covariance: jax.Array, penalty: Any) 
     size = math.prod(g.shape[:-1])
     if jnp.shape(covariance) != (size, size):
         raise ValueError(
-            f"covariance for {path!r} has shape {jnp.shape(covariance)}; a gradient of shape {g.shape} has {size} inputs "
-            f"and needs {(size, size)}."
+            f"covariance for {path!r} has shape {jnp.shape(covariance)}; a gradient of shape {g.shape} has {size} "
+            f"inputs and needs {(size, size)}."
         )
     matrix = wide(g).reshape(size, -1)
     damped = wide(covariance).astype(matrix.dtype) + jnp.asarray(penalty, matrix.dtype) * jnp.eye(
@@ -136,12 +136,12 @@ def scale_by_tract(penalty: Any = 0.1) -> optax.GradientTransformationExtraArgs:
     activations, :math:`z - \eta b \nabla_z L`, under a penalty on its size. Place it first, before clipping, momentum
     and Adam. Bias gradients and the gradients of other layers stay.
 
-    It conflicts with scale invariance. The gradient of a scale-invariant first layer is orthogonal to its weights; after
-    the multiplication it is not, so that a step has a radial part, norms move at first order, and the effective learning
-    rate with them: between a dense layer and a batch norm, with inputs of unequal variance, the tests measure a cosine
-    of 0.3 where that of the gradient is 1e-8. `project_weights` still holds the norm, but then removes part of the
-    intended step; `track_effective_lr` shows how much turns the weights. Prefer TrAct where no norm follows the first
-    layer.
+    It conflicts with scale invariance. The gradient of a scale-invariant first layer is orthogonal to its weights;
+    after the multiplication it is not, so that a step has a radial part, norms move at first order, and the effective
+    learning rate with them. For a dense layer before a batch norm and inputs of standard deviations from 2 to 0.1, a
+    test measures cosines with the weights of up to 0.46 per neuron and 0.15 for the kernel, where those of the gradient
+    are rounding. `project_weights` still holds the norm, but then removes part of the intended step;
+    `track_effective_lr` shows how much of it turns the weights. Prefer TrAct where no norm follows the first layer.
 
     Args:
       penalty: :math:`\lambda`, for inputs of mean 0 and standard deviation 1: 0.1 in general, 0.05 for short, 0.2 for
