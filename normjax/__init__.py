@@ -11,6 +11,7 @@ from normjax import nnx as nnx
 from normjax import optim as optim
 from normjax import placements as placements
 from normjax import precision as precision
+from normjax import task_vectors as task_vectors
 from normjax import weights as weights
 from normjax.backward_state import keep_in_backward as keep_in_backward
 from normjax.backward_state import write_in_backward as write_in_backward
@@ -121,13 +122,18 @@ from normjax.norms import time_dependent_rms_norm as time_dependent_rms_norm
 from normjax.norms import unified_norm as unified_norm
 from normjax.norms import visible_keys as visible_keys
 from normjax.norms import whitening_penalty as whitening_penalty
+from normjax.optim import clip_weights as clip_weights
 from normjax.optim import decay_towards_init as decay_towards_init
 from normjax.optim import effective_learning_rates as effective_learning_rates
 from normjax.optim import hidden_weights as hidden_weights
+from normjax.optim import hyperball as hyperball
 from normjax.optim import nap as nap
 from normjax.optim import norm_growth_schedule as norm_growth_schedule
 from normjax.optim import overwrite_with_gradient as overwrite_with_gradient
+from normjax.optim import project_updates as project_updates
 from normjax.optim import project_weights as project_weights
+from normjax.optim import rotate_weights as rotate_weights
+from normjax.optim import scale_by_tract as scale_by_tract
 from normjax.optim import track_effective_lr as track_effective_lr
 from normjax.optim import weight_motion as weight_motion
 from normjax.precision import Precision as Precision

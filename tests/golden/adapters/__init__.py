@@ -12,6 +12,7 @@ from tests.golden.adapters import (
     gates,
     hosts,
     mixtures,
+    optimization,
     plain,
     stacks,
     tokens,
@@ -27,7 +28,20 @@ from tests.golden.adapters._kinds import Stepwise as Stepwise
 from tests.golden.adapters._kinds import epsilon_of as epsilon_of
 from tests.golden.vectors import Vector
 
-_FAMILIES = (plain, written_backward, mixtures, activations, tokens, vision, conditional, weights, stacks, hosts, gates)
+_FAMILIES = (
+    plain,
+    written_backward,
+    mixtures,
+    activations,
+    tokens,
+    vision,
+    conditional,
+    weights,
+    stacks,
+    hosts,
+    gates,
+    optimization,
+)
 
 
 def adapter(vector: Vector) -> Adapter | None:
