@@ -89,7 +89,7 @@ def rewarm_schedule(schedule: optax.Schedule, task_starts: int | Sequence[int]) 
     if isinstance(task_starts, int):
         if task_starts < 1:
             raise ValueError(f"a task takes at least one step, got task_starts={task_starts}.")
-        return lambda count: schedule(count % task_starts)
+        return lambda count: schedule(jnp.asarray(count, jnp.int32) % task_starts)
     starts = [0, *(start for start in task_starts if start != 0)]
     if len(task_starts) == 0 or any(b <= a for a, b in pairwise(starts)):
         raise ValueError(f"task_starts are increasing steps, got {task_starts!r}.")
