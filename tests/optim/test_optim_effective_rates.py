@@ -123,9 +123,9 @@ def test_fan_radius_is_the_mean_norm_of_he_initialisation(shape, axes, in_axes, 
 def test_tract_turns_the_gradient_of_a_scale_invariant_layer_away_from_the_tangent():
     rng = np.random.default_rng(0)
     spread = np.array([2, 1, 1, 0.5, 0.25, 0.1])
-    x, target = rng.normal(size=(64, 6)) * spread, rng.normal(size=(64, 8))
+    x, w, target = rng.normal(size=(64, 6)) * spread, rng.normal(size=(6, 8)), rng.normal(size=(64, 8))
     with jax.enable_x64(True):
-        params, x, target = {"w": jnp.asarray(rng.normal(size=(6, 8)))}, jnp.asarray(x), jnp.asarray(target)
+        params, x, target = {"w": jnp.asarray(w)}, jnp.asarray(x), jnp.asarray(target)
 
         def loss(params):
             z = x @ params["w"]
