@@ -6,7 +6,7 @@ What each one holds constant, what it stores besides a step count, and where it 
 | transform | holds constant | state | place in the chain |
 |---|---|---|---|
 | `project_weights` | norm | W | last |
-| `nap` | norm; scales and offsets if asked; measures the rest | W + 5 W + inner | the whole optimizer |
+| `nap` | norm; scales and offsets if asked; measures the rest | 5 W, inner | the whole optimizer |
 | `hyperball` (AdamH, MuonH) | norm, and the step's share of it | W | last, after a complete optimizer |
 | `rotate_weights` (Rotational Variants) | norm, and the angle of a step | 2 W | last, after a complete optimizer |
 | `clip_weights` (max-norm) | an upper bound of the norm | W | last |
@@ -15,18 +15,18 @@ What each one holds constant, what it stores besides a step count, and where it 
 | `implicit_schedule` | nothing: the free run's decay, for projected weights | W | before the projection |
 | `decay_towards_init` (L2-init) | pulls towards the initial values | G | after the learning rate |
 | `shrink_and_perturb` | nothing | - | after the learning rate, before a projection |
-| `continual_backprop` | number of useful units; norms with `preserve_norm` | 3 numbers per unit + inner | around the optimizer |
+| `continual_backprop` | nothing; norms with `preserve_norm` | 2 numbers per unit, inner | around the optimizer |
 | `scale_by_tract` | nothing: the radial part of steps grows | - | first |
 | `scale_by_rewarmed_schedule` | rate within a task | - | in place of the learning rate |
 | `track_effective_lr` | measures only | 5 W | last |
 
-Norm control costs one pass over weights and updates, and one round of all-reduces where they are sharded.
+The norms of all weights are summed together: `project_weights` of sharded weights makes one round of all-reduces.
 
 Granularity is `axes`, the axes summed over: whole weights `None`, scanned layers `(L, in, out)` `(1, 2)`, heads in
 `(D, H, d)` `(0, 2)`, neurons in `(in, out)` `0`. Radii are `"init"`, numbers, trees, or rules such as `fan_radius`.
 
-Two methods are settings of `project_weights`, with `radius=1.0` and the axis along the stream. SimbaV2: every kernel along
-its inputs, `axes=0`; `axes=1` for a vmapped ensemble `(E, in, out)`. nGPT, for Flax kernels `(in, out)`: `axes=0` for
+Two methods are settings of `project_weights`, with `radius=1.0` and the axis along the stream. SimbaV2: every kernel
+along its inputs, `axes=0`; `axes=1` for a vmapped ensemble `(E, in, out)`. nGPT, for Flax kernels `(in, out)`: `axes=0` for
 what reads the residual stream (query, key, value, the inner layers of the feed-forward network, the readout), `axes=1`
 for what writes to it (the two output projections) and for embedding tables `(vocabulary, d)`; it projects the readout
 and the embeddings too, so the mask is `True`, and the weights already before the first step:
