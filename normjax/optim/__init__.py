@@ -26,10 +26,10 @@ Granularity is `axes`, the axes summed over: whole weights `None`, scanned layer
 `(D, H, d)` `(0, 2)`, neurons in `(in, out)` `0`. Radii are `"init"`, numbers, trees, or rules such as `fan_radius`.
 
 Two methods are settings of `project_weights`, with `radius=1.0` and the axis along the stream. SimbaV2: every kernel
-along its inputs, `axes=0`; `axes=1` for a vmapped ensemble `(E, in, out)`. nGPT, for Flax kernels `(in, out)`: `axes=0` for
-what reads the residual stream (query, key, value, the inner layers of the feed-forward network, the readout), `axes=1`
-for what writes to it (the two output projections) and for embedding tables `(vocabulary, d)`; it projects the readout
-and the embeddings too, so the mask is `True`, and the weights already before the first step:
+along its inputs, `axes=0`; `axes=1` for a vmapped ensemble `(E, in, out)`. nGPT, for Flax kernels `(in, out)`: `axes=0`
+for what reads the residual stream (query, key, value, the inner layers of the feed-forward network, the readout),
+`axes=1` for what writes to it (the two output projections) and for embedding tables `(vocabulary, d)`; it projects the
+readout and the embeddings too, so the mask is `True`, and the weights already before the first step:
 
 Example:
   >>> import jax, jax.numpy as jnp, optax

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from normjax.optim._leaves import next_count, require_params, wide
+from normjax.optim._leaves import next_count, require_params, resharded, wide
 from normjax.optim._paths import FlatTree, check_same_paths, flatten
 from normjax.optim._radii import present
 from normjax.optim._units import (
@@ -46,7 +46,7 @@ def _usefulness(flat: FlatTree, module: str, following: Any, hidden: jax.Array) 
     # Channels come last in a flattened image: a row belongs to unit (row mod units).
     rows = [jnp.sum(jnp.abs(wide(w)), axis=tuple(a for a in range(w.ndim) if a != w.ndim - 2)) for w in kernels]
     weights = jnp.sum(jnp.concatenate([r.reshape(-1, units) for r in rows]), axis=0)
-    return mean_magnitude(hidden, units, module) * weights.astype(wide(hidden).dtype)
+    return resharded(mean_magnitude(hidden, units, module)) * resharded(weights).astype(wide(hidden).dtype)
 
 
 def _choose(

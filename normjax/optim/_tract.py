@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from normjax.optim._leaves import is_traced, wide
+from normjax.optim._leaves import is_traced, resharded, wide
 from normjax.optim._paths import flatten, listing, match
 
 
@@ -119,12 +119,13 @@ def _precondition(path: str, g: jax.Array, covariance: jax.Array, penalty: Any) 
             f"covariance for {path!r} has shape {jnp.shape(covariance)}; a gradient of shape {g.shape} has {size} "
             f"inputs and needs {(size, size)}."
         )
-    matrix = wide(g).reshape(size, -1)
+    # A triangular solve has no sharded rows, and the output of a step is sharded as its gradient is.
+    matrix = resharded(wide(g)).reshape(size, -1)
     damped = wide(covariance).astype(matrix.dtype) + jnp.asarray(penalty, matrix.dtype) * jnp.eye(
         size, dtype=matrix.dtype
     )
     factor = jax.scipy.linalg.cho_factor(damped, lower=True)
-    return jax.scipy.linalg.cho_solve(factor, matrix).reshape(g.shape)
+    return resharded(jax.scipy.linalg.cho_solve(factor, matrix).reshape(g.shape), jax.typeof(g).sharding)
 
 
 def scale_by_tract(penalty: Any = 0.1) -> optax.GradientTransformationExtraArgs:

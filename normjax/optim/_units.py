@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from normjax.optim._leaves import is_float, wide
+from normjax.optim._leaves import is_float, resharded, wide
 from normjax.optim._paths import FlatTree, flatten, is_box, listing
 from normjax.optim._rescale import POWERS, moment_field, require_moments
 
@@ -52,13 +52,18 @@ def reading_kernels(flat: FlatTree, module: str, following: str | Sequence[str],
 
 def _replace(key: jax.Array, path: str, leaf: jax.Array, mask: jax.Array, init: Init, preserve: bool) -> jax.Array:
     old = wide(leaf)
-    fresh = jnp.asarray(init(key, path, leaf)).astype(old.dtype)
+    fresh = resharded(jnp.asarray(init(key, path, leaf)).astype(old.dtype), jax.typeof(leaf).sharding)
     if fresh.shape != leaf.shape:
         raise ValueError(f"init for {path!r} has shape {fresh.shape}, expected {leaf.shape}.")
     if preserve and leaf.ndim >= 2:
         was, now = (jnp.sum(jnp.where(mask, jnp.square(x), 0)) for x in (old, fresh))
         fresh = fresh * jnp.where((was > 0) & (now > 0), jnp.sqrt(was / jnp.where(now > 0, now, 1)), 1)
     return jnp.where(mask, fresh, old)
+
+
+def _spread(mask: jax.Array, leaf: jax.Array) -> jax.Array:
+    """A mask in the shape of a leaf, and sharded as it is."""
+    return resharded(jnp.broadcast_to(resharded(mask), leaf.shape), jax.typeof(leaf).sharding)
 
 
 def _silence(leaf: jax.Array, mask: jax.Array, preserve: bool) -> jax.Array:
@@ -86,16 +91,16 @@ def replace_units(
     values, changed = {}, {}
     for index, module in enumerate(sorted(masks)):
         for place, (path, leaf) in enumerate(sorted(leaves_of(flat, module).items())):
-            mask = jnp.broadcast_to(masks[module], leaf.shape)
+            mask = _spread(masks[module], leaf)
             fresh_key = jax.random.fold_in(jax.random.fold_in(key, index), place)
             values[path] = _replace(fresh_key, path, values.get(path, leaf), mask, init, preserve)
             changed[path] = mask
     for module, mask in masks.items():
         for path, leaf in reading_kernels(flat, module, following[module], mask.size).items():
             # Channels come last in a flattened image, so that the units repeat.
-            rows = jnp.tile(mask, leaf.shape[-2] // mask.size)[:, None]
+            rows = _spread(jnp.tile(resharded(mask), leaf.shape[-2] // mask.size)[:, None], leaf)
             values[path] = _silence(values.get(path, leaf), rows, preserve)
-            changed[path] = changed.get(path, False) | jnp.broadcast_to(rows, leaf.shape)
+            changed[path] = changed[path] | rows if path in changed else rows
     return values, changed
 
 
