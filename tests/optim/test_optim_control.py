@@ -8,18 +8,23 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from normjax import optim
+from normjax.optim._leaves import resharded
 from tests.optim.test_optim_battery import apply, avals, close, make_grads, make_params
 
 STEPS, RATE = 20, 0.1
+# Explicit axes need a program of their own; every night.
+NIGHTLY = hypothesis.settings.get_current_profile_name() == "nightly"
+AXIS_TYPES = [AxisType.Auto, AxisType.Explicit] if NIGHTLY else [AxisType.Auto]
 HIDDEN = optim.hidden_weights(readout=("head",))
 AXES = {"block/kernel": (1, 2), "dense/kernel": (0,)}
 SIZES = {"axes": AXES, "mask": HIDDEN}
@@ -279,6 +284,11 @@ def test_params_are_required(case):
             tx.update(params, tx.init(params), **case.extra(0))
 
 
+def like(g, p):
+    """A gradient sharded as its parameter, as those of a loss are."""
+    return resharded(g, jax.typeof(p).sharding)
+
+
 def all_together(dtype, placed=lambda tree: tree):
     """One step of every case in one program; its parameters and states before any step."""
     transforms = {name: case.make() for name, case in CASES.items()}
@@ -291,7 +301,7 @@ def all_together(dtype, placed=lambda tree: tree):
         new = {}
         for name, tx in transforms.items():
             # In float32 first: cosines of bfloat16 phases are other gradients.
-            grads = jax.tree.map(lambda g: g.astype(dtype), make_grads(make_params(), t))
+            grads = jax.tree.map(lambda g, p: like(g.astype(dtype), p), make_grads(make_params(), t), params[name])
             updates, state = tx.update(grads, states[name], params[name], **CASES[name].extra(t))
             new[name] = (apply(params[name], updates), state)
         return {name: p for name, (p, _) in new.items()}, {name: s for name, (_, s) in new.items()}
@@ -305,19 +315,29 @@ def run(step, params, states, steps):
     return params, states
 
 
-def test_sharded_equals_replicated_and_a_checkpoint_goes_on_where_it_was(tmp_path):
-    step, params, states, traces = all_together(jnp.float32)
-    middle = run(step, params, states, range(4))
-    expected = run(step, *middle, range(4, 8))
+@pytest.fixture(scope="module")
+def halves():
+    """The step of all cases, and where it is after four steps and after eight."""
+    with jax.numpy_dtype_promotion("standard"):
+        step, params, states, traces = all_together(jnp.float32)
+        middle = run(step, params, states, range(4))
+        final = run(step, *middle, range(4, 8))
     assert len(traces) == 1
+    return step, middle, final
 
+
+def test_a_checkpoint_goes_on_where_it_was(halves, tmp_path):
+    step, middle, final = halves
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", middle)
         checkpointer.wait_until_finished()
         restored = checkpointer.restore(tmp_path / "state", jax.tree.map(jnp.zeros_like, middle))
-    jax.tree.map(np.testing.assert_array_equal, run(step, *restored, range(4, 8)), expected)
+    jax.tree.map(np.testing.assert_array_equal, run(step, *restored, range(4, 8)), final)
 
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+@pytest.mark.parametrize("axis_type", AXIS_TYPES, ids=lambda t: t.name)
+def test_sharded_equals_replicated(halves, axis_type):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(axis_type,) * 2)
     specs = {(3, 4, 4): (None, "data", "model"), (4, 4): ("data", "model"), (4, 2): ("data", None)}
 
     def place(tree):
@@ -326,9 +346,9 @@ def test_sharded_equals_replicated_and_a_checkpoint_goes_on_where_it_was(tmp_pat
         )
 
     with jax.set_mesh(mesh):
-        sharded_step, sharded, states, _ = all_together(jnp.float32, place)
-        sharded = run(sharded_step, sharded, states, range(8))
-    close(sharded, expected, ulps=512)  # eight steps of sums in another order
+        step, params, states, _ = all_together(jnp.float32, place)
+        sharded = run(step, params, states, range(8))
+    close(sharded, halves[-1], ulps=512)  # eight steps of sums in another order
     kernel = sharded[0]["hyperball"]["dense"]["kernel"]
     assert kernel.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec("data", "model")), 2)
 
