@@ -1,25 +1,45 @@
-"""Optax transforms for weight norms (Normalize-and-Project and its neighbours) and effective learning rates.
+"""Optax transforms for the norms of weights (Normalize-and-Project and its relatives) and effective learning rates.
 
-Which quantity of a weight each of them holds, and where it stands in a chain:
+What each one holds constant, what it stores besides a step count, and where it goes. `W` is one float32 number per norm
+(a weight, or a slice of it where `axes` are given), `G` a copy of the selected parameters.
 
-| transform | holds | stands |
-|---|---|---|
-| `project_weights`, `nap` | the norm, and with it lr / norm: the schedule is the effective rate | last |
-| `hyperball` (AdamH, MuonH) | norm, and the step's length as a share of it | last, after a complete optimizer |
-| `rotate_weights` | norm, and the angle of every step (or its mean) | last, after a complete optimizer |
-| `clip_weights` | an upper bound of the norm, a lower one of the effective rate | last |
-| `project_updates` (AdamP, SGDP) | tangential updates; norms still grow by the steps' own length | around the momenta |
-| `scale_by_effective_lr` | the effective rate, with free norms | in the place of the learning rate |
-| `implicit_schedule` | the effective rate of the free twin, with projected norms | before the projection |
-| `decay_towards_init`, `shrink_and_perturb` | distance to the start, or fresh directions | before the projection |
-| `redo`, `continual_backprop` | units that work; with `preserve_norm` norms too | outside, or around the optimizer |
-| `scale_by_tract` | steps of a first layer's activations, not of its weights | first |
+| transform | holds constant | state | place in the chain |
+|---|---|---|---|
+| `project_weights` | norm | W | last |
+| `nap` | norm; scales and offsets if asked; measures the rest | 5 W, inner | the whole optimizer |
+| `hyperball` (AdamH, MuonH) | norm, and the step's share of it | W | last, after a complete optimizer |
+| `rotate_weights` (Rotational Variants) | norm, and the angle of a step | 2 W | last, after a complete optimizer |
+| `clip_weights` (max-norm) | an upper bound of the norm | W | last |
+| `project_updates` (AdamP, SGDP) | no norm: removes growth by momentum, not by steps | inner | around the momenta |
+| `scale_by_effective_lr` | effective rate of free weights | W | in place of the learning rate |
+| `implicit_schedule` | nothing: the free run's decay, for projected weights | W | before the projection |
+| `decay_towards_init` (L2-init) | pulls towards the initial values | G | after the learning rate |
+| `shrink_and_perturb` | nothing | - | after the learning rate, before a projection |
+| `continual_backprop` | nothing; norms with `preserve_norm` | 2 numbers per unit, inner | around the optimizer |
+| `scale_by_tract` | nothing: the radial part of steps grows | - | first |
+| `scale_by_rewarmed_schedule` | rate within a task | - | in place of the learning rate |
+| `track_effective_lr` | measures only | 5 W | last |
 
-Two published rules are settings of `project_weights`. nGPT keeps every vector along the model's width at norm one,
-`project_weights(1.0, axes=lambda path, w: 1 if path.endswith(("out/kernel", "down/kernel")) else 0)` for kernels
-`(in, out)` (the rows of what writes into the stream, the columns of what reads it), embeddings along their last axis;
-SimbaV2 keeps every unit's incoming weights there, `project_weights(1.0, axes=0)`. All of these are one multiplication
-and one sum of squares per weight and step (`python -m experiments overhead`).
+The norms of all weights are summed together: `project_weights` of sharded weights makes one round of all-reduces.
+
+Granularity is `axes`, the axes summed over: whole weights `None`, scanned layers `(L, in, out)` `(1, 2)`, heads in
+`(D, H, d)` `(0, 2)`, neurons in `(in, out)` `0`. Radii are `"init"`, numbers, trees, or rules such as `fan_radius`.
+
+Two methods are settings of `project_weights`, with `radius=1.0` and the axis along the stream. SimbaV2: every kernel
+along its inputs, `axes=0`; `axes=1` for a vmapped ensemble `(E, in, out)`. nGPT, for Flax kernels `(in, out)`: `axes=0`
+for what reads the residual stream (query, key, value, the inner layers of the feed-forward network, the readout),
+`axes=1` for what writes to it (the two output projections) and for embedding tables `(vocabulary, d)`; it projects the
+readout and the embeddings too, so the mask is `True`, and the weights already before the first step:
+
+Example:
+  >>> import jax, jax.numpy as jnp, optax
+  >>> from normjax.optim import project_weights
+  >>> params = {"up": jnp.ones((4, 9)), "down": jnp.ones((9, 4))}
+  >>> ngpt = project_weights(1.0, axes={"up": 0, "down": 1}, mask=True)
+  >>> still = jax.tree.map(jnp.zeros_like, params)
+  >>> params = optax.apply_updates(params, ngpt.update(still, ngpt.init(params), params)[0])
+  >>> params["up"][0, 0].item(), params["down"][0, 0].item()
+  (0.5, 0.5)
 """
 
 from normjax.optim._clip import clip_weights
@@ -53,7 +73,7 @@ from normjax.optim._track import (
     WeightMotion,
     track_effective_lr,
 )
-from normjax.optim._tract import input_covariance, patch_covariance, scale_by_tract, tract_gradient
+from normjax.optim._tract import input_covariance, patch_covariance, scale_by_tract
 from normjax.optim._units import redo, reset_moments
 
 __all__ = [
@@ -96,6 +116,5 @@ __all__ = [
     "scale_by_tract",
     "shrink_and_perturb",
     "track_effective_lr",
-    "tract_gradient",
     "weight_motion",
 ]

@@ -6,19 +6,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from normjax.optim._leaves import is_float, next_count, require_params, wide
+from normjax.optim._leaves import next_count, require_params, resharded, wide
 from normjax.optim._paths import FlatTree, check_same_paths, flatten
-from normjax.optim._rescale import POWERS, has_moments
+from normjax.optim._radii import present
 from normjax.optim._units import (
     Init,
     Outgoing,
     fresh_weights,
+    leaves_of,
     mean_magnitude,
-    outgoing,
+    reading_kernels,
     replace_units,
     require_outgoing,
-    reset_moments,
     unit_count,
+    zero_moments,
 )
 
 
@@ -41,13 +42,11 @@ class ContinualBackpropState(NamedTuple):
 def _usefulness(flat: FlatTree, module: str, following: Any, hidden: jax.Array) -> jax.Array:
     """Mean magnitude of each unit's activation times the sum of magnitudes of its outgoing weights."""
     units = unit_count(flat, module)
-    kernels = outgoing(flat, module, following, units).values()
+    kernels = reading_kernels(flat, module, following, units).values()
     # Channels come last in a flattened image: a row belongs to unit (row mod units).
     rows = [jnp.sum(jnp.abs(wide(w)), axis=tuple(a for a in range(w.ndim) if a != w.ndim - 2)) for w in kernels]
-    weights = sum(
-        (jnp.sum(r.reshape(-1, units), axis=0) for r in rows[1:]), jnp.sum(rows[0].reshape(-1, units), axis=0)
-    )
-    return mean_magnitude(hidden, units, module) * weights
+    weights = jnp.sum(jnp.concatenate([r.reshape(-1, units) for r in rows]), axis=0)
+    return resharded(mean_magnitude(hidden, units, module)) * resharded(weights).astype(wide(hidden).dtype)
 
 
 def _choose(
@@ -130,8 +129,8 @@ def continual_backprop(
 
     def start(flat: FlatTree, module: str) -> UnitHistory:
         units = unit_count(flat, module)
-        zeros = jnp.zeros(units, jnp.float32)
-        return UnitHistory(zeros, jnp.zeros(units, jnp.int32), jnp.zeros([], jnp.float32))
+        dtype = wide(next(iter(leaves_of(flat, module).values()))).dtype
+        return UnitHistory(jnp.zeros(units, dtype), jnp.zeros(units, jnp.int32), jnp.zeros([], dtype))
 
     def init_state(params: Any) -> ContinualBackpropState:
         flat = flatten(params)
@@ -146,8 +145,10 @@ def continual_backprop(
         check_same_paths(state.units, following, "The histories of units")
         updates, inner_state = optimizer.update(updates, state.inner_state, params, activations=activations, **extra)
         steps = flatten(updates)
-        moving = {path: wide(w) for path, w in flat.leaves.items() if path in steps.leaves and is_float(w)}
-        moved = {path: w + wide(steps.leaves[path]).astype(w.dtype) for path, w in moving.items()}
+        moved = {
+            path: wide(flat.leaves[path]) + wide(u).astype(wide(flat.leaves[path]).dtype)
+            for path, u in present(steps.leaves, flat.leaves).items()
+        }
         after = FlatTree({**flat.leaves, **moved}, flat.treedef)
         units, masks = {}, {}
         for module in following:
@@ -157,8 +158,7 @@ def continual_backprop(
             jax.random.fold_in(key, state.count), after, masks, following, init, preserve_norm
         )
         replaced = {path: value - wide(flat.leaves[path]) for path, value in values.items()}
-        if has_moments(inner_state, changed, POWERS):
-            inner_state = reset_moments(inner_state, changed)
+        inner_state = zero_moments(inner_state, changed)
         return steps.replace(replaced), ContinualBackpropState(next_count(state.count), inner_state, units)
 
     return optax.GradientTransformationExtraArgs(init_state, update)

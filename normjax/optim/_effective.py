@@ -150,7 +150,7 @@ def implicit_schedule(
     The projected network then is the exact twin of the free one: the same functions, directions and effective rates,
     for scale-invariant weights. That makes it the control of an experiment: what changes when this is left out
     is what the implicit schedule did. Place it after the learning rate and before the projection:
-    `nap(optax.chain(optax.adam(rate), implicit_schedule()), rescale_moments=True)`; SGD needs no rescaled moments.
+    `nap(optax.chain(optax.adam(rate), implicit_schedule()), rescale_moments=True)`; plain SGD needs no rescaling.
     For an explicit decay of the same form use `norm_growth_schedule`.
 
     Args:

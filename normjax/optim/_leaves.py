@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
+from jax.sharding import AxisType, PartitionSpec
 
 from normjax.optim._paths import FlatTree, flatten, listing, match
 
@@ -40,6 +41,14 @@ def kept_shape(leaf: Any, axes: Axes) -> tuple[int, ...]:
 def copy(tree: Any) -> Any:
     """Fresh buffers, so that state never aliases donated parameters."""
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
+def resharded(x: jax.Array, sharding: Any = None) -> jax.Array:
+    """`x` replicated, or as `sharding` says, on a mesh with explicit axes; elsewhere the compiler decides."""
+    mesh = jax.typeof(x).sharding.mesh
+    if AxisType.Explicit not in mesh.axis_types:
+        return x
+    return jax.sharding.reshard(x, PartitionSpec() if sharding is None else sharding)
 
 
 def require_params(params: Any) -> FlatTree:

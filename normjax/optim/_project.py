@@ -74,7 +74,7 @@ def project_weights(
     Args:
       radius: the norms to return to, read once, in `init`. `"init"`: those of the parameters given to
         `init`, so after loading a checkpoint those of the loaded weights; a number; a tree or path-dict of
-        these; or `radius(path, weight)`. Arrays hold one number per slice.
+        these; or `radius(path, weight)`, such as `fan_radius(2.0)`. Arrays hold one number per slice.
       every_k: project after every `k`-th update only.
       axes: the axes summed over, never guessed. `None`: one norm per leaf. Otherwise one integer or tuple
         for all projected leaves, a tree or path-dict (leaves it does not name are reduced whole), or

@@ -35,16 +35,11 @@ def rescale_moments(
     return jax.tree_util.tree_map_with_path(rescale, state, is_leaf=is_box)
 
 
-def has_moments(state: Any, paths: Mapping[str, Any], powers: Mapping[str, int]) -> bool:
-    """Whether the optimizer keeps a moment that is known by name for any of these weights."""
-    leaves = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_box)[0]
-    fields = [moment_field(keys, powers) for keys, _ in leaves]
-    return any(field is not None and field[1] in paths for field in fields)
-
-
 def require_moments(state: Any, paths: Mapping[str, Any], powers: Mapping[str, int]) -> None:
     """Raise if the optimizer keeps no moment that is known by name for any projected weight."""
-    if not has_moments(state, paths, powers):
+    leaves = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_box)[0]
+    fields = [moment_field(keys, powers) for keys, _ in leaves]
+    if not any(field is not None and field[1] in paths for field in fields):
         raise ValueError(
             f"rescale_moments found none of {listing(powers)} for {listing(paths)} in the state of the inner "
             f"optimizer, {jax.tree.structure(state)}. Plain SGD has no moments and needs no rescaling; for "

@@ -83,8 +83,8 @@ def rotate_weights(
       >>> tx = optax.chain(optax.adam(1e-3), rotate_weights(0.1, axes=0, mask=True), track_effective_lr(axes=0))
       >>> params = {"kernel": jnp.array([[3.0, 1.0], [4.0, 2.0]])}
       >>> _, state = tx.update({"kernel": jnp.array([[1.0, 9.0], [2.0, -1.0]])}, tx.init(params), params)
-      >>> [round(float(angle), 4) for angle in jnp.tan(weight_motion(state)["kernel"].rotation)]
-      [0.1, 0.1]
+      >>> [f"{x:.4f}" for x in jnp.tan(weight_motion(state)["kernel"].rotation)]
+      ['0.1000', '0.1000']
 
     References:
       Kosson, Messmer, Jaggi, Rotational equilibrium: how weight decay balances learning across neural networks, 2023,

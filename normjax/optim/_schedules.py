@@ -119,7 +119,7 @@ def scale_by_rewarmed_schedule(schedule: optax.Schedule) -> optax.GradientTransf
       schedule: :math:`s`, of the step within the task (int32, from 0).
 
     Returns:
-      A transformation with state `RewarmedScheduleState(count)`. `update` takes the extra argument `new_task`, a
+      A transformation with state `RewarmedScheduleState(count)` and the extra argument `new_task` of `update`, a
       boolean that may be traced: whether this step is the first of a task. Without it the schedule goes on.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from normjax.optim._leaves import is_float, wide
+from normjax.optim._leaves import is_float, resharded, wide
 from normjax.optim._paths import FlatTree, flatten, is_box, listing
 from normjax.optim._rescale import POWERS, moment_field, require_moments
 
@@ -21,30 +21,26 @@ def fresh_weights(key: jax.Array, path: str, leaf: jax.Array) -> jax.Array:
     return jnp.full(leaf.shape, 1.0 if path.rpartition("/")[2] == "scale" else 0.0, wide(leaf).dtype)
 
 
-def _below(flat: FlatTree, module: str) -> dict[str, jax.Array]:
+def leaves_of(flat: FlatTree, module: str) -> dict[str, jax.Array]:
+    """Kernel and vectors of a module, by path."""
     found = {path: leaf for path, leaf in flat.leaves.items() if path == module or path.startswith(module + "/")}
     if not found:
         raise ValueError(f"{module!r} is not a module of the parameters {listing(flat.leaves)}.")
     return {path: leaf for path, leaf in found.items() if is_float(leaf)}
 
 
-def incoming(flat: FlatTree, module: str) -> dict[str, jax.Array]:
-    """Kernel and vectors of a module, whose last axis numbers the units."""
-    return _below(flat, module)
-
-
 def unit_count(flat: FlatTree, module: str) -> int:
     """Number of units of a module; raise where its leaves do not agree on it."""
-    sizes = {path: (leaf.shape[-1] if leaf.ndim else 0) for path, leaf in incoming(flat, module).items()}
+    sizes = {path: (leaf.shape[-1] if leaf.ndim else 0) for path, leaf in leaves_of(flat, module).items()}
     if len(set(sizes.values())) != 1:
         raise ValueError(f"the last axis of every leaf of {module!r} numbers its units, got sizes {sizes}.")
     return next(iter(sizes.values()))
 
 
-def outgoing(flat: FlatTree, module: str, following: str | Sequence[str], units: int) -> dict[str, jax.Array]:
+def reading_kernels(flat: FlatTree, module: str, following: str | Sequence[str], units: int) -> dict[str, jax.Array]:
     """The kernels that read the units of a module along their second to last axis."""
     names = (following,) if isinstance(following, str) else tuple(following)
-    kernels = {path: leaf for name in names for path, leaf in _below(flat, name).items() if leaf.ndim >= 2}
+    kernels = {path: leaf for name in names for path, leaf in leaves_of(flat, name).items() if leaf.ndim >= 2}
     wrong = {path: leaf.shape for path, leaf in kernels.items() if leaf.shape[-2] % units}
     if not kernels or wrong:
         raise ValueError(
@@ -56,13 +52,18 @@ def outgoing(flat: FlatTree, module: str, following: str | Sequence[str], units:
 
 def _replace(key: jax.Array, path: str, leaf: jax.Array, mask: jax.Array, init: Init, preserve: bool) -> jax.Array:
     old = wide(leaf)
-    fresh = jnp.asarray(init(key, path, leaf)).astype(old.dtype)
+    fresh = resharded(jnp.asarray(init(key, path, leaf)).astype(old.dtype), jax.typeof(leaf).sharding)
     if fresh.shape != leaf.shape:
         raise ValueError(f"init for {path!r} has shape {fresh.shape}, expected {leaf.shape}.")
     if preserve and leaf.ndim >= 2:
         was, now = (jnp.sum(jnp.where(mask, jnp.square(x), 0)) for x in (old, fresh))
         fresh = fresh * jnp.where((was > 0) & (now > 0), jnp.sqrt(was / jnp.where(now > 0, now, 1)), 1)
     return jnp.where(mask, fresh, old)
+
+
+def _spread(mask: jax.Array, leaf: jax.Array) -> jax.Array:
+    """A mask in the shape of a leaf, and sharded as it is."""
+    return resharded(jnp.broadcast_to(resharded(mask), leaf.shape), jax.typeof(leaf).sharding)
 
 
 def _silence(leaf: jax.Array, mask: jax.Array, preserve: bool) -> jax.Array:
@@ -89,17 +90,17 @@ def replace_units(
     """
     values, changed = {}, {}
     for index, module in enumerate(sorted(masks)):
-        for place, (path, leaf) in enumerate(sorted(incoming(flat, module).items())):
-            mask = jnp.broadcast_to(masks[module], leaf.shape)
+        for place, (path, leaf) in enumerate(sorted(leaves_of(flat, module).items())):
+            mask = _spread(masks[module], leaf)
             fresh_key = jax.random.fold_in(jax.random.fold_in(key, index), place)
             values[path] = _replace(fresh_key, path, values.get(path, leaf), mask, init, preserve)
             changed[path] = mask
     for module, mask in masks.items():
-        for path, leaf in outgoing(flat, module, following[module], mask.size).items():
+        for path, leaf in reading_kernels(flat, module, following[module], mask.size).items():
             # Channels come last in a flattened image, so that the units repeat.
-            rows = jnp.tile(mask, leaf.shape[-2] // mask.size)[:, None]
+            rows = _spread(jnp.tile(resharded(mask), leaf.shape[-2] // mask.size)[:, None], leaf)
             values[path] = _silence(values.get(path, leaf), rows, preserve)
-            changed[path] = changed.get(path, False) | jnp.broadcast_to(rows, leaf.shape)
+            changed[path] = changed[path] | rows if path in changed else rows
     return values, changed
 
 
@@ -143,6 +144,11 @@ def reset_moments(opt_state: Any, changed: Mapping[str, jax.Array]) -> Any:
       https://arxiv.org/abs/2302.12902
     """
     require_moments(opt_state, changed, POWERS)
+    return zero_moments(opt_state, changed)
+
+
+def zero_moments(opt_state: Any, changed: Mapping[str, jax.Array]) -> Any:
+    """As `reset_moments`, of a state that may have none."""
 
     def reset(keys: tuple[Any, ...], node: Any) -> Any:
         field = moment_field(keys, POWERS)
@@ -181,8 +187,8 @@ def redo(
         count as inputs. A module is the path of the layer that makes the units, `"Dense_0"`.
       outgoing: `{module: module or modules}`, which layers read these units.
       threshold: :math:`\tau`; 0 resets dead units only.
-      init: `init(key, path, weight)`, fresh values in the weight's shape; `None` is not allowed. By default LeCun's
-        normal initialisation for kernels, one for `scale` and zero for other vectors.
+      init: `init(key, path, weight)`, fresh values in the weight's shape. By default LeCun's normal initialisation for
+        kernels, one for `scale` and zero for other vectors.
       preserve_norm: keep the norm of every kernel.
 
     Returns:

@@ -14,9 +14,9 @@ from tests.golden.adapters import (
     gates,
     hosts,
     mixtures,
+    optimization,
     plain,
     stacks,
-    task_vectors,
     tokens,
     vision,
     weights,
@@ -43,8 +43,8 @@ _FAMILIES = (
     hosts,
     gates,
     fold,
-    task_vectors,
     diagnostics,
+    optimization,
 )
 
 

@@ -139,6 +139,10 @@ def _matrices(vector: Vector) -> Check:
                 assert_same_bits(normalize(jnp.asarray(w)), arrays[key], exact, key)
             else:
                 assert_close(normalize(jnp.asarray(w)), arrays[key], 8 * EPS32, key)
+                # The same as a step of an optimizer that leaves the weights where they are.
+                params, project = {"w": jnp.asarray(w)}, nj.project_weights(1.0, axes=axis, mask=True)
+                step, _ = project.update({"w": jnp.zeros_like(w)}, project.init(params), params)
+                assert_close(params["w"] + step["w"], arrays[key], 64 * EPS32, key)
 
     return Check(run)
 
