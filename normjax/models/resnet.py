@@ -22,6 +22,8 @@ from normjax.transform import NormTransform
 from normjax.weights import WeightTransform
 
 Norms = NormTransform | Callable[[Site], NormTransform | None]
+# Flax's annotation of the argument has text only.
+_POOL_PADDING: Any = ((1, 1), (1, 1))
 _KERNEL_INIT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -200,7 +202,7 @@ class ResNet(nnx.Module):
         x = self.stem(x)
         if not self.config.preactivation:
             x = self._activated(self.stem_norm, x, use_running_average, context)
-        x = nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) if self.config.stem.pool else x
+        x = nnx.max_pool(x, (3, 3), (2, 2), _POOL_PADDING) if self.config.stem.pool else x
         yield x
         step = lambda block, x, context: block(x, use_running_average, **context)  # noqa: E731
         step = nnx.remat(step) if self.config.remat else step

@@ -80,7 +80,8 @@ def bn(*, zero_last: bool = False, **sizes: Any) -> ResNetConfig:
     def make(**inits: Any) -> NormTransform:
         return batch_norm(momentum=0.9, unbiased=True, **inits)
 
-    return ResNetConfig(**{"norms": _by_site(make, zero_last)} | sizes)
+    fields: dict[str, Any] = {"norms": _by_site(make, zero_last)}
+    return ResNetConfig(**fields | sizes)
 
 
 def gn_ws(*, num_groups: int = 32, zero_last: bool = False, **sizes: Any) -> ResNetConfig:
@@ -107,7 +108,8 @@ def gn_ws(*, num_groups: int = 32, zero_last: bool = False, **sizes: Any) -> Res
     def make(**inits: Any) -> NormTransform:
         return group_norm(num_groups=num_groups, **inits)
 
-    return ResNetConfig(**{"norms": _by_site(make, zero_last), "weights": weight_standardization()} | sizes)
+    fields: dict[str, Any] = {"norms": _by_site(make, zero_last), "weights": weight_standardization()}
+    return ResNetConfig(**fields | sizes)
 
 
 def bcn_ws(
@@ -139,7 +141,8 @@ def bcn_ws(
     def make(**inits: Any) -> NormTransform:
         return batch_channel_norm(num_groups=num_groups, batch=batch, **inits)
 
-    return ResNetConfig(**{"norms": _by_site(make, zero_last), "weights": weight_standardization()} | sizes)
+    fields: dict[str, Any] = {"norms": _by_site(make, zero_last), "weights": weight_standardization()}
+    return ResNetConfig(**fields | sizes)
 
 
 def ibn_a(*, ratio: float = 0.5, **sizes: Any) -> ResNetConfig:
@@ -168,7 +171,8 @@ def ibn_a(*, ratio: float = 0.5, **sizes: Any) -> ResNetConfig:
             return None
         return both if site.kind == "first" and site.stage <= 3 else batch
 
-    return ResNetConfig(**{"norms": norms} | sizes)
+    fields: dict[str, Any] = {"norms": norms}
+    return ResNetConfig(**fields | sizes)
 
 
 def ibn_b(**sizes: Any) -> ResNetConfig:
@@ -196,7 +200,8 @@ def ibn_b(**sizes: Any) -> ResNetConfig:
             return instance if site.ends_stage and site.stage <= 2 else None
         return instance if site.kind == "stem" else batch
 
-    return ResNetConfig(**{"norms": norms} | sizes)
+    fields: dict[str, Any] = {"norms": norms}
+    return ResNetConfig(**fields | sizes)
 
 
 def evo_norm(norm: NormTransform | None = None, **sizes: Any) -> ResNetConfig:
@@ -218,7 +223,8 @@ def evo_norm(norm: NormTransform | None = None, **sizes: Any) -> ResNetConfig:
       Liu et al. 2020, [Evolving Normalization-Activation Layers](https://arxiv.org/abs/2004.02967).
     """
     norm = evo_norm_s(fit_groups=True) if norm is None else norm
-    return ResNetConfig(**{"norms": norm, "preactivation": True, "activation": _identity} | sizes)
+    fields: dict[str, Any] = {"norms": norm, "preactivation": True, "activation": _identity}
+    return ResNetConfig(**fields | sizes)
 
 
 def _identity(x: jax.Array) -> jax.Array:
