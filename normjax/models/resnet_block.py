@@ -41,6 +41,10 @@ class BlockPlan(NamedTuple):
 class Block(nnx.Module):
     r"""$x + \alpha F(x / \beta)$, activated inside of $F$ (preactivation) or after the sum."""
 
+    # Made by number in `__init__`.
+    conv1: Any
+    norm1: Any
+
     def __init__(self, layers: Layers, plan: BlockPlan):
         """Makes `conv1`, `conv2` (`conv3`), as many norms, `shortcut`, `shortcut_norm` and `joined_norm`."""
         config = layers.config
