@@ -51,7 +51,7 @@ def load(names: Sequence[str]) -> list[Game]:
     """
     if importlib.util.find_spec("gymnax") is None:
         raise UsageError(
-            "The games come from gymnax, which is not installed: pip install -e \".[experiments,rl]\" (gymnax 1.0 needs "
+            'The games come from gymnax, which is not installed: pip install -e ".[experiments,rl]" (gymnax 1.0 needs '
             f"jax<0.12; this is jax {jax.__version__})."
         )
     gymnax = importlib.import_module("gymnax")

@@ -17,8 +17,10 @@ from experiments.plasticity.training import NORM, stream
 
 # A phase is reported in this many parts.
 SEGMENTS = 10
-CURVES = ("episode_return", "hidden_effective_lr")
-METRICS = (*CURVES, "hidden_norm_ratio", "readout_norm_ratio", "affine_norm", "dead_units")
+CURVES = ("episode_return", "hidden_effective_lr", "dead_units")
+METRICS = (*CURVES, "hidden_norm_ratio", "readout_norm_ratio", "affine_norm")
+# Every fourth transition of a round is a probe wide enough to tell dead units by.
+PROBE = slice(None, None, 4)
 # Streams of randomness of one seed.
 _PARAMETERS, _TASK, _PLAY = range(3)
 
@@ -190,22 +192,23 @@ def make_trainer(arm: Arm, algorithm: Algorithm, game: Game, setting: Setting) -
             order = jax.random.permutation(key, setting.envs * algorithm.horizon).reshape(algorithm.minibatches, -1)
             return jax.lax.scan(lambda c, chosen: learn(c, jax.tree.map(lambda x: x[chosen], data)), carry, order)[0]
 
-        def turn(carry: Any, given: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+        def turn(carry: Any, given: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, jax.Array]]:
             learned, playing = carry
             key, number = given
             play_key, *keys = jax.random.split(key, 1 + algorithm.epochs)
             progress = number / (SEGMENTS * per_segment)
             playing, data = play(learned[0], task, play_key, playing, progress)
             learned = functools.reduce(lambda c, k: epoch(c, (k, data)), keys, learned)
-            return (learned, playing), _effective_rate(learned[1])
+            dead = _dead_units(model.apply(learned[0], norm, data.observations[PROBE]).activations)
+            return (learned, playing), (_effective_rate(learned[1]), dead)
 
         def segment(carry: Any, given: Any) -> tuple[Any, dict[str, jax.Array]]:
             learned, playing = carry
             playing = playing._replace(finished=jnp.float32(0), episodes=jnp.float32(0))
-            carry, effective = jax.lax.scan(turn, (learned, playing), given)
-            playing = carry[1]
-            mean = jnp.where(playing.episodes > 0, playing.finished / jnp.maximum(playing.episodes, 1), jnp.nan)
-            return carry, {"episode_return": mean, "hidden_effective_lr": jnp.mean(effective)}
+            carry, (effective, dead) = jax.lax.scan(turn, (learned, playing), given)
+            episodes, finished = carry[1].episodes, carry[1].finished
+            mean = jnp.where(episodes > 0, finished / jnp.maximum(episodes, 1), jnp.nan)
+            return carry, dict(zip(CURVES, (mean, jnp.mean(effective), jnp.mean(dead)), strict=True))
 
         begin_key, key = jax.random.split(stream(seed, _PLAY, phase))
         # Of the initial parameters, not the current ones: a new optimizer must not take what they have become for the
@@ -213,21 +216,20 @@ def make_trainer(arm: Arm, algorithm: Algorithm, game: Game, setting: Setting) -
         learned = (agent.params, transform.init(agent.initial))
         keys = jax.random.split(key, (SEGMENTS, per_segment))
         numbers = jnp.arange(SEGMENTS * per_segment, dtype=jnp.float32).reshape(SEGMENTS, per_segment)
-        (learned, playing), curves = jax.lax.scan(segment, (learned, begin(begin_key, task)), (keys, numbers))
-        params, opt_state = learned
-        activations = model.apply(params, norm, playing.observation).activations
-        return Agent(params, agent.initial), {
-            **curves,
-            **_norms(opt_state),
-            "affine_norm": metrics.affine_norm(params),
-            "dead_units": jnp.mean(jnp.stack([metrics.dead_units(a) for a in activations])),
-        }
+        begun = begin(begin_key, task)
+        ((params, opt_state), _), curves = jax.lax.scan(segment, (learned, begun), (keys, numbers))
+        measured = {**curves, **_norms(opt_state), "affine_norm": metrics.affine_norm(params)}
+        return Agent(params, agent.initial), measured
 
     return Trainer(init, jax.jit(jax.vmap(train, in_axes=(0, 0, None, None, 0)), donate_argnums=0))
 
 
 def _hidden(values: dict[str, Any]) -> jax.Array:
     return jnp.mean(jnp.stack([value for path, value in values.items() if path.startswith("hidden_")]))
+
+
+def _dead_units(activations: list[jax.Array]) -> jax.Array:
+    return jnp.mean(jnp.stack([metrics.dead_units(a) for a in activations]))
 
 
 def _effective_rate(opt_state: Any) -> jax.Array:
