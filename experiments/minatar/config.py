@@ -133,11 +133,6 @@ class Config:
             sizes["phases"] = 2 * len(games)
         algorithm = ALGORITHMS[self.algorithm]
         transitions = sizes["envs"] * algorithm.horizon
-        if transitions % algorithm.minibatches:
-            raise UsageError(
-                f"--envs {sizes['envs']} times {algorithm.horizon} steps is not a multiple of {algorithm.label}'s "
-                f"{algorithm.minibatches} minibatches."
-            )
         if sizes["steps"] < SEGMENTS * transitions:
             raise UsageError(
                 f"--steps must be at least {SEGMENTS * transitions} with --envs {sizes['envs']} and {algorithm.label}, "

@@ -187,18 +187,20 @@ def make_trainer(arm: Arm, algorithm: Algorithm, game: Game, setting: Setting) -
             updates, opt_state = transform.update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), None
 
-        def epoch(carry: Any, given: tuple[jax.Array, Batch]) -> Any:
-            key, data = given
+        def epoch(carry: Any, key: jax.Array, data: Batch) -> tuple[Any, None]:
             order = jax.random.permutation(key, setting.envs * algorithm.horizon).reshape(algorithm.minibatches, -1)
-            return jax.lax.scan(lambda c, chosen: learn(c, jax.tree.map(lambda x: x[chosen], data)), carry, order)[0]
+            carry, _ = jax.lax.scan(lambda c, chosen: learn(c, jax.tree.map(lambda x: x[chosen], data)), carry, order)
+            return carry, None
 
         def turn(carry: Any, given: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, jax.Array]]:
             learned, playing = carry
             key, number = given
-            play_key, *keys = jax.random.split(key, 1 + algorithm.epochs)
+            play_key, learn_key = jax.random.split(key)
             progress = number / (SEGMENTS * per_segment)
             playing, data = play(learned[0], task, play_key, playing, progress)
-            learned = functools.reduce(lambda c, k: epoch(c, (k, data)), keys, learned)
+            # A scan, not a Python loop: the epochs are compiled once.
+            keys = jax.random.split(learn_key, algorithm.epochs)
+            learned, _ = jax.lax.scan(lambda c, k: epoch(c, k, data), learned, keys)
             dead = _dead_units(model.apply(learned[0], norm, data.observations[PROBE]).activations)
             return (learned, playing), (_effective_rate(learned[1]), dead)
 
