@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from experiments import UsageError, accuracy, minatar, overhead, plasticity, signal_propagation, speed
+from experiments import UsageError, accuracy, atari, minatar, overhead, plasticity, signal_propagation, speed
 
 
 class Experiment(NamedTuple):
@@ -19,6 +19,7 @@ class Experiment(NamedTuple):
 EXPERIMENTS: Mapping[str, Experiment] = {
     "plasticity": Experiment(plasticity.Config, plasticity.run),
     "minatar": Experiment(minatar.Config, minatar.run),
+    "atari": Experiment(atari.Config, atari.run),
     "accuracy": Experiment(accuracy.Accuracy, accuracy.main),
     "overhead": Experiment(overhead.Config, overhead.run),
     "signal_propagation": Experiment(signal_propagation.Config, signal_propagation.run),

@@ -37,7 +37,7 @@ class Algorithm(NamedTuple):
       act: `act(key, outputs (n, outputs), progress) -> actions (n,)`; progress is the fraction of the phase done.
       value: Outputs `(..., outputs)` to the values of their states.
       loss: `loss(outputs, batch) -> scalar`.
-      horizon: Steps of every environment between two rounds of learning.
+      horizon: Steps of every environment between two rounds of learning, a multiple of the minibatches.
       epochs: How often each round goes through its transitions.
       minibatches: Optimizer steps per epoch.
       discount: Of rewards.
