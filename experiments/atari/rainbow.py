@@ -44,7 +44,7 @@ def support() -> jax.Array:
     return jnp.linspace(-HIGHEST_RETURN, HIGHEST_RETURN, ATOMS, dtype=jnp.float32)
 
 
-def project(values: jax.Array, probabilities: jax.Array, onto: jax.Array) -> jax.Array:
+def project(values: Any, probabilities: jax.Array, onto: jax.Array) -> jax.Array:
     r"""The distribution on the atoms $z$ nearest to that of other values: each goes to its neighbours by closeness.
 
     $p_i = \sum_j \max(0, 1 - |\operatorname{clip}(v_j, z_0, z_N) - z_i| / \Delta z) \, q_j$.
@@ -59,8 +59,8 @@ def project(values: jax.Array, probabilities: jax.Array, onto: jax.Array) -> jax
 
     Example:
       >>> import jax.numpy as jnp
-      >>> project(jnp.array([[0.25, 9.0]]), jnp.array([[0.4, 0.6]]), jnp.array([0.0, 1.0])).round(2).tolist()
-      [[0.30000001192092896, 0.699999988079071]]
+      >>> print(project(jnp.array([[0.25, 9.0]]), jnp.array([[0.4, 0.6]]), jnp.array([0.0, 1.0])).round(2))
+      [[0.3 0.7]]
     """
     clipped = jnp.clip(values, onto[0], onto[-1])
     distance = jnp.abs(clipped[:, None, :] - onto[None, :, None]) / (onto[1] - onto[0])
@@ -79,12 +79,12 @@ def make_agent(network: Network, transform: optax.GradientTransformation) -> Age
     """
     atoms = support()
 
-    def logits(params: Any, key: jax.Array, observations: jax.Array) -> jax.Array:
+    def logits(params: Any, key: jax.Array, observations: Any) -> jax.Array:
         return network.apply({"params": params}, observations, rngs={"noise": key})  # pyright: ignore[reportReturnType]
 
     def init(key: jax.Array) -> Any:
-        streams = dict(zip(("params", "noise"), jax.random.split(key), strict=True))
-        return network.init(streams, jnp.zeros((1, 84, 84, 4), jnp.uint8))["params"]
+        params_key, noise_key = jax.random.split(key)
+        return network.init({"params": params_key, "noise": noise_key}, jnp.zeros((1, 84, 84, 4), jnp.uint8))["params"]
 
     def best(outputs: jax.Array) -> jax.Array:
         return jnp.argmax(jnp.sum(jax.nn.softmax(outputs) * atoms[None, None, :], axis=-1), axis=-1)

@@ -104,7 +104,10 @@ def test_losses_at_a_point_worked_out_by_hand():
     [
         PQN,
         pytest.param(
-            PPO, marks=pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "nightly", reason="nightly: 5 CPU s")
+            PPO,
+            marks=pytest.mark.skipif(
+                os.environ.get("HYPOTHESIS_PROFILE") != "nightly", reason="a second compilation: nightly only"
+            ),
         ),
     ],
     ids=lambda a: a.label,
