@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from experiments.minatar.arms import ARMS
 from experiments.minatar.config import Settings
@@ -52,7 +52,7 @@ def draw(path: Path, settings: Settings, series: Mapping[Job, Series], rows: lis
     rates = {name: _along(values["hidden_effective_lr"]) for name, values in chosen.items()}
     _means(panels["rate"], rates, "effective learning rate, hidden", log=True)
     norms = {name: values["hidden_norm_ratio"].mean(axis=1) for name, values in chosen.items()}
-    _means(panels["norm"], norms, "hidden norm / initial norm", log=True)
+    _means(panels["norm"], norms, "hidden norm / initial norm", log=False)
     dead = {name: _along(values["dead_units"]) for name, values in chosen.items()}
     _means(panels["dead"], dead, "dead units", log=False)
     figure.legend(*panels["phases"].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
@@ -75,6 +75,7 @@ def _phases(axes: Axes, chosen: Mapping[str, Series]) -> None:
         axes.fill_between(numbers, low, high, color=color, alpha=0.1, linewidth=0)
     axes.set_ylim(bottom=0)
     axes.set(xlabel="phase", ylabel="return, averaged over the phase")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("Return of every phase: IQM over seeds, 95 % bootstrap bands", loc="left", fontsize=10.5)
     _bare(axes)
 
