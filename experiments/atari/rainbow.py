@@ -59,8 +59,8 @@ def project(values: Any, probabilities: jax.Array, onto: jax.Array) -> jax.Array
 
     Example:
       >>> import jax.numpy as jnp
-      >>> print(project(jnp.array([[0.25, 9.0]]), jnp.array([[0.4, 0.6]]), jnp.array([0.0, 1.0])).round(2))
-      [[0.3 0.7]]
+      >>> print(project(jnp.array([[0.5, 9.0]]), jnp.array([[0.5, 0.5]]), jnp.array([0.0, 1.0])))
+      [[0.25 0.75]]
     """
     clipped = jnp.clip(values, onto[0], onto[-1])
     distance = jnp.abs(clipped[:, None, :] - onto[None, :, None]) / (onto[1] - onto[0])
