@@ -42,7 +42,7 @@ class Config:
     Attributes:
       preset: Sizes of the run. `cpu`: 43 million steps in all, at most 10 minutes on two cores. `gpu` (3.7 billion
         steps) and `paper` (5.6 billion: two visits of four games) are sized for one GPU and have not been timed on one;
-        on two cores they would take half a day to days.
+        on two cores they would take days.
       algorithm: Q-learning without target network and replay (PQN), or PPO.
       stream: `permuted`: new permutations of pixels, channels and actions in every phase; `cycle`: the games in turn.
         By default the preset's.
