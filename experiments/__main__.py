@@ -9,8 +9,10 @@ import tyro
 from experiments import (
     UsageError,
     accuracy,
+    atari,
     inference_cost,
     language_model,
+    minatar,
     overhead,
     plasticity,
     signal_propagation,
@@ -28,6 +30,8 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS: Mapping[str, Experiment] = {
     "plasticity": Experiment(plasticity.Config, plasticity.run),
+    "minatar": Experiment(minatar.Config, minatar.run),
+    "atari": Experiment(atari.Config, atari.run),
     "accuracy": Experiment(accuracy.Accuracy, accuracy.main),
     "overhead": Experiment(overhead.Config, overhead.run),
     "signal_propagation": Experiment(signal_propagation.Config, signal_propagation.run),
