@@ -48,8 +48,8 @@ def _reached(panel: Axes, config: Config, series: Mapping[str, Series]) -> None:
     """Final bits per byte with intervals, the best arm at the low rate on top; what is off the axis has an arrow."""
     finals = {arm: found["validation"][-1] for arm, found in series.items()}
     ranked = sorted(finals, key=lambda arm: np.mean(finals[arm][0]), reverse=True)
-    # Bytes at random cost 8 bits; what is above the worst arm of the low rate by a bit has diverged or nearly so.
-    limit = np.nanmax([np.mean(values[0]) for values in finals.values()]) + 1.0
+    # Far above the worst arm of the low rate nothing is learned, and how far would only squeeze the rest.
+    limit = np.nanmax([np.mean(values[0]) for values in finals.values()]) + 1.5
     for i, rate in enumerate(config.rates):
         intervals = [t_interval(finals[arm][i]) for arm in ranked]
         places = np.arange(len(ranked)) + 0.2 * i

