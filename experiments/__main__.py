@@ -18,6 +18,7 @@ from experiments import (
     signal_propagation,
     speed,
     throughput,
+    twin,
 )
 
 
@@ -38,6 +39,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "inference_cost": Experiment(inference_cost.Config, inference_cost.run),
     "speed": Experiment(speed.Config, speed.main),
     "throughput": Experiment(throughput.Config, throughput.run),
+    "twin": Experiment(twin.Config, twin.run),
     "language_model": Experiment(language_model.Config, language_model.run),
 }
 

@@ -81,7 +81,7 @@ def quick_compilation(request):
         "pallas_kernels",
         "weights",
     )
-    many |= file in ("test_signal_propagation", "test_speed", "test_inference_cost")
+    many |= file in ("test_signal_propagation", "test_speed", "test_inference_cost", "test_twin")
     # Thousands of steps in bfloat16 are about what the optimized code rounds.
     commands = file in ("test_public_surface", "test_language_model", "test_overhead", "test_throughput")
     if (many or commands) and file != "test_optim_projection":
