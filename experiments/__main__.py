@@ -9,6 +9,7 @@ import tyro
 from experiments import (
     UsageError,
     accuracy,
+    continual_batchnorm,
     inference_cost,
     language_model,
     overhead,
@@ -28,6 +29,7 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS: Mapping[str, Experiment] = {
     "plasticity": Experiment(plasticity.Config, plasticity.run),
+    "continual_batchnorm": Experiment(continual_batchnorm.Config, continual_batchnorm.run),
     "accuracy": Experiment(accuracy.Accuracy, accuracy.main),
     "overhead": Experiment(overhead.Config, overhead.run),
     "signal_propagation": Experiment(signal_propagation.Config, signal_propagation.run),
