@@ -8,7 +8,7 @@ from typing import Any
 from experiments import UsageError
 from experiments.continual_batchnorm.arms import ARMS
 
-QUICK: dict[str, Any] = {"seeds": 2, "learning_rates": (0.1,), "auxiliary_weights": (0.1,), "train_per_class": 100}
+QUICK: dict[str, Any] = {"seeds": 2, "learning_rates": (0.3,), "auxiliary_weights": (0.1,), "train_per_class": 100}
 COUNTS = ("seeds", "tasks", "train_per_class", "held_out_per_class", "batch_size", "replay", "buffer", "width")
 COUNTS = (*COUNTS, "groups", "stride", "checkpoint_every", "devices")
 PATHS = ("data_dir", "out", "resume")
@@ -50,17 +50,17 @@ class Config:
     data_dir: Path | None = None
     arms: tuple[str, ...] = tuple(ARMS)
     tasks: int = 5
-    train_per_class: int = 350
-    held_out_per_class: int = 75
+    train_per_class: int = 300
+    held_out_per_class: int = 50
     batch_size: int = 10
     replay: int = 10
     buffer: int = 200
-    learning_rates: tuple[float, ...] = (0.03, 0.1, 0.3)
+    learning_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
     auxiliary_weights: tuple[float, ...] = (0.1,)
     kappa: float = 0.4
     width: int = 8
     groups: int = 4
-    stride: int = 2
+    stride: int = 3
     seeds: int = 5
     first_seed: int = 0
     devices: int = 1

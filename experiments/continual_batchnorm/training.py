@@ -74,7 +74,7 @@ def make_trainer(arm: Arm, config: Config, split: Split) -> Trainer:
     """
     train, validation, test = (_standardized(part, split.train) for part in split)
     classes = int(split.train.labels.max()) + 1
-    graph = nnx.graphdef(_network(arm, config, split, classes, 0))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: _network(arm, config, split, classes, 0)))
 
     def init(run):
         _, params, rest = nnx.split(_network(arm, config, split, classes, run.seed), nnx.Param, ...)
