@@ -8,7 +8,7 @@ from typing import Any
 from experiments import UsageError
 from experiments.continual_batchnorm.arms import ARMS
 
-QUICK: dict[str, Any] = {"seeds": 2, "learning_rates": (0.3,), "auxiliary_weights": (0.1,), "train_per_class": 100}
+QUICK: dict[str, Any] = {"seeds": 2, "learning_rates": (0.3,), "auxiliary_weights": (0.01,), "train_per_class": 100}
 COUNTS = ("seeds", "tasks", "train_per_class", "held_out_per_class", "batch_size", "replay", "buffer", "width")
 COUNTS = (*COUNTS, "groups", "stride", "checkpoint_every", "devices")
 PATHS = ("data_dir", "out", "resume")
@@ -50,13 +50,13 @@ class Config:
     data_dir: Path | None = None
     arms: tuple[str, ...] = tuple(ARMS)
     tasks: int = 5
-    train_per_class: int = 300
+    train_per_class: int = 250
     held_out_per_class: int = 50
     batch_size: int = 10
     replay: int = 10
     buffer: int = 200
-    learning_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
-    auxiliary_weights: tuple[float, ...] = (0.1,)
+    learning_rates: tuple[float, ...] = (0.3, 1.0, 3.0)
+    auxiliary_weights: tuple[float, ...] = (0.01, 0.1)
     kappa: float = 0.4
     width: int = 8
     groups: int = 4

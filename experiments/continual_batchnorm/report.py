@@ -52,8 +52,7 @@ def _notes(config: Config) -> list[str]:
         f"network of two blocks, {config.width} and {2 * config.width} channels, {config.groups} groups",
         f"rates {', '.join(f'{r:g}' for r in config.learning_rates)} and auxiliary weights "
         f"{', '.join(f'{w:g}' for w in config.auxiliary_weights)}, chosen by accuracy on "
-        f"{config.held_out_per_class} other images per class; * lowest or highest tried; kappa {config.kappa:g} was not "
-        "tuned",
+        f"{config.held_out_per_class} other images per class; * lowest or highest rate tried; kappa {config.kappa:g}",
     ]
 
 

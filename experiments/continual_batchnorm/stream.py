@@ -1,5 +1,6 @@
 """The stream of a seed: which images come when, new and replayed. It depends on nothing that is learned."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -57,7 +58,7 @@ def split(images: Images, config: Config) -> Split:
     rng = np.random.default_rng(SPLIT_SEED)
     mixed = [rng.permutation(np.flatnonzero(images.labels == label)) for label in classes]
     ends = (0, train, train + held_out, train + 2 * held_out)
-    chosen = [np.concatenate([m[a:b] for m in mixed]) for a, b in zip(ends, ends[1:], strict=False)]
+    chosen = [np.concatenate([m[a:b] for m in mixed]) for a, b in itertools.pairwise(ends)]
     return Split(*(Images(images.images[c], images.labels[c]) for c in chosen))
 
 

@@ -109,17 +109,15 @@ def make_trainer(arm: Arm, config: Config, split: Split) -> Trainer:
 
 def _over_runs(function: Callable[..., Any], devices: int) -> Callable[..., Any]:
     """Maps over runs; not `vmap`, which makes of the networks' convolutions grouped ones, slow on CPUs."""
-    mesh, shared = Mesh(np.asarray(jax.devices()[:devices]), ("runs",)), PartitionSpec()
+    mesh, split, whole = Mesh(np.asarray(jax.devices()[:devices]), ("runs",)), PartitionSpec("runs"), PartitionSpec()
 
-    @jax.jit
-    def mapped(*arguments):
-        # The last argument of `learn`, the task, is the same for all runs.
-        runs, rest = arguments[:2], arguments[2:]
-        local = lambda runs, rest: jax.lax.map(lambda run: function(*run, *rest), runs)  # noqa: E731
-        specs = (PartitionSpec("runs"), shared)
-        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(runs, rest)
+    def local(of_runs, common):
+        return jax.lax.map(lambda of_run: function(*of_run, *common), of_runs)
 
-    return mapped
+    # No check of what varies over devices: the scan starts from constants and goes on with what does.
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)
+    # What follows state and runs, the task, is the same for all.
+    return jax.jit(lambda *arguments: sharded(arguments[:2], arguments[2:]))
 
 
 def _network(arm: Arm, config: Config, split: Split, classes: int, seed: Any) -> ResNet:
