@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +20,34 @@ from experiments.data import Images, load
 from experiments.plasticity.checkpoints import Checkpoints
 
 SIZES = {"dataset": "digits", "tasks": 2, "train_per_class": 4, "held_out_per_class": 2, "buffer": 16}
-TINY = SIZES | {"width": 4, "groups": 2, "stride": 2, "seeds": 2, "learning_rates": (0.1, 0.2)}
+TINY = SIZES | {"width": 4, "groups": 2, "stride": 2, "seeds": 2, "learning_rates": (0.1,)}
+TINY |= {"auxiliary_weights": (0.0, 1.0)}
 ARM = "adab2n"
 
 
-def _run(out, name, **more):
-    return run(Config(arms=(ARM,), out=out, run=name, **(TINY | more)))
+@pytest.fixture(scope="module")
+def learned(data_dir):
+    """The runs and the trainer of the tiny setting, compiled once, and the states before, between and after tasks."""
+    config = Config(**TINY)
+    parts = split(load("digits", data_dir=data_dir), config)
+    runs, trainer = all_runs(ARM, config, parts.train.labels), make_trainer(ARMS[ARM], config, parts)
+    states = [trainer.init(runs)]
+    for task in range(2):
+        states.append(trainer.learn(states[-1], runs, jnp.int32(task))[0])
+    return trainer, states
+
+
+def _run(learned, config):
+    with pytest.MonkeyPatch.context() as patch:
+        # Not `experiments.continual_batchnorm.run`, which is the function. The trainer is that of the same arguments.
+        patch.setattr(sys.modules[run.__module__], "make_trainer", lambda *arguments: learned[0])
+        return run(config)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data_dir):
-    return _run(tmp_path_factory.mktemp("results"), "tiny", data_dir=data_dir)
+def finished(tmp_path_factory, data_dir, learned):
+    out = tmp_path_factory.mktemp("results")
+    return _run(learned, Config(arms=(ARM,), out=out, run="tiny", data_dir=data_dir, **TINY))
 
 
 def test_outputs_of_a_run(finished):
@@ -41,7 +59,7 @@ def test_outputs_of_a_run(finished):
     assert np.shape(lines[0]["loss"]) == (4,)
     assert 0 < np.min([line["loss"] for line in lines]) < np.log(10) * 2
     (row,) = json.loads((finished / "summary.json").read_text())["rows"]
-    chosen = int(row["learning_rate"] == 0.2)
+    chosen = int(row["auxiliary_weight"] == 1.0)
     final = np.array(lines[1]["test"]).reshape(2, 2, 2)[chosen]
     np.testing.assert_allclose(row["accuracy"]["mean"], final.mean())
     assert row["versus_bn"] is None
@@ -49,20 +67,15 @@ def test_outputs_of_a_run(finished):
     assert (finished / "figure.png").stat().st_size > 10_000
 
 
-def test_resumed_after_a_kill_gives_the_same_numbers(finished, tmp_path):
+def test_resumed_after_a_kill_gives_the_same_numbers(finished, learned, tmp_path):
     cut = tmp_path / "cut"
-    shutil.copytree(finished, cut)
+    shutil.copytree(finished, cut, ignore=shutil.ignore_patterns("checkpoints", "summary*", "figure*"))
     lines = (cut / "metrics.jsonl").read_text().splitlines(keepends=True)
-    # As if killed while the second task was being learned: its checkpoint and record are not there yet.
+    # As if killed while the second task was being recorded.
     (cut / "metrics.jsonl").write_text(lines[0] + lines[1][:20])
-    shutil.rmtree(cut / "checkpoints")
-    first = Config(arms=(ARM,), out=tmp_path, run="first", **TINY)
-    parts = split(load("digits"), first)
-    runs, trainer = all_runs(ARM, first, parts.train.labels), make_trainer(ARMS[ARM], first, parts)
-    state, _ = trainer.learn(trainer.init(runs), runs, jnp.int32(0))
     with Checkpoints(cut / "checkpoints") as checkpoints:
-        checkpoints.save(0, 1, jax.tree.leaves(state))
-    run(Config(resume=cut))
+        checkpoints.save(0, 1, jax.tree.leaves(learned[1][1]))
+    _run(learned, Config(resume=cut))
     assert (cut / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
     assert (cut / "summary.json").read_text() == (finished / "summary.json").read_text()
 
@@ -161,7 +174,7 @@ def test_refused(flags, message):
         Config(**flags)
 
 
-def test_resume_refuses(finished, tmp_path, capsys):
+def test_resume_refuses(finished, learned, tmp_path, capsys):
     with pytest.raises(UsageError, match="holds no run to resume"):
         run(Config(resume=tmp_path))
     (tmp_path / "config.json").write_text('{"experiment": "plasticity"}')
@@ -172,23 +185,17 @@ def test_resume_refuses(finished, tmp_path, capsys):
     with pytest.raises(UsageError, match="unknown fields kapa"):
         from_json({"kapa": 0.5})
     with pytest.raises(UsageError, match="holds a run already"):
-        _run(finished.parent, "tiny")
+        _run(learned, Config(arms=(ARM,), out=finished.parent, run="tiny", **TINY))
     assert main(["continual_batchnorm", "--devices", "7", "--seeds", "7", "--out", str(tmp_path)]) == 2
     assert "--devices 7, but there are" in capsys.readouterr().err
 
 
-def test_auxiliary_loss_and_task_weights_are_trained(data_dir):
-    """From the second task on the auxiliary loss changes what is learned; in the first it does not."""
-    settings = {"learning_rates": (0.1,), "auxiliary_weights": (0.0, 10.0), "seeds": 1}
-    config = Config(**(TINY | settings))
-    parts = split(load("digits", data_dir=data_dir), config)
-    runs, trainer = all_runs(ARM, config, parts.train.labels), make_trainer(ARMS[ARM], config, parts)
-    states = [trainer.init(runs)]
-    for task in range(2):
-        states.append(trainer.learn(states[-1], runs, jnp.int32(task))[0])
-    weights = [state[0]["stem_norm"]["task_weight"][...] for state in states]
-    np.testing.assert_array_equal(weights[0], 0)
-    np.testing.assert_array_equal(weights[1][0], weights[1][1])
-    assert (np.asarray(weights[2]) != 0).all()
-    assert (weights[2][0] != weights[2][1]).any()
-    assert states[2][1]["stem_norm"]["current_task"][...].tolist() == [1, 1]
+def test_auxiliary_loss_and_task_weights(learned):
+    """From the second task on, task weights are trained and the auxiliary loss changes what is learned; not before."""
+    weights = [np.asarray(params["stem_norm"]["task_weight"][...]) for params, _ in learned[1]]
+    without, with_loss = slice(0, 2), slice(2, 4)
+    np.testing.assert_array_equal(weights[0], np.zeros((4, 2)))
+    np.testing.assert_array_equal(weights[1][without], weights[1][with_loss])
+    assert (weights[2] != 0).all()
+    assert (weights[2][without] != weights[2][with_loss]).any(axis=1).all()
+    assert learned[1][2][1]["stem_norm"]["current_task"][...].tolist() == [1] * 4
