@@ -108,7 +108,7 @@ def make_trainer(arm: Arm, config: Config, split: Split) -> Trainer:
 
 
 def _over_runs(function: Callable[..., Any], devices: int) -> Callable[..., Any]:
-    """Maps over runs; not `vmap`, which makes of the networks' convolutions grouped ones, slow on CPUs."""
+    """Maps over runs one after the other: `vmap` would make grouped convolutions of the networks' own."""
     mesh, split, whole = Mesh(np.asarray(jax.devices()[:devices]), ("runs",)), PartitionSpec("runs"), PartitionSpec()
 
     def local(of_runs, common):
