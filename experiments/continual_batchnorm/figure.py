@@ -41,6 +41,8 @@ def draw(path: Path, config: Config, found: Mapping[str, Found]) -> None:
     panels[0].set(title="test accuracy on the tasks so far", xlabel="tasks learned", xticks=tasks)
     panels[1].set(title="test accuracy after the last task", xlabel="task", xticks=tasks)
     panels[2].set(title="accuracy on validation images, by rate", xlabel="learning rate", xscale="log")
+    panels[2].set_xticks(config.learning_rates, [f"{rate:g}" for rate in config.learning_rates])
+    panels[2].minorticks_off()
     for panel in panels:
         panel.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
