@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from experiments.continual_batchnorm.training import all_runs, make_trainer
 from experiments.data import Images, load
 from experiments.plasticity.checkpoints import Checkpoints
 
-SIZES = {"dataset": "digits", "tasks": 2, "train_per_class": 4, "held_out_per_class": 2, "buffer": 16}
+SIZES: dict[str, Any] = {"dataset": "digits", "tasks": 2, "train_per_class": 4, "held_out_per_class": 2, "buffer": 16}
 TINY = SIZES | {"width": 4, "groups": 2, "stride": 2, "seeds": 2, "learning_rates": (0.1,)}
 TINY |= {"auxiliary_weights": (0.0, 1.0)}
 ARM = "adab2n"
@@ -140,6 +141,7 @@ def test_summary_of_known_numbers():
     bn, gn = summary.summarize(found, config)
     assert (bn.learning_rate, gn.learning_rate, bn.versus_bn) == (0.2, 0.1, None)
     np.testing.assert_allclose([bn.accuracy.mean, bn.forgetting.mean, bn.learned.mean], [0.65, 0.25, 0.775])
+    assert gn.versus_bn is not None
     np.testing.assert_allclose([gn.versus_bn.mean, gn.forgetting.mean], [0.1, 0.15])
     assert report._cells(gn)[5] == "0.1*"
 
