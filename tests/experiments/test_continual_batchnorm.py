@@ -82,7 +82,7 @@ def test_resumed_after_a_kill_gives_the_same_numbers(finished, learned, tmp_path
 
 
 def test_stream():
-    config = Config(**(SIZES | {"batch_size": 4, "replay": 3, "buffer": 5}))
+    config = Config(tasks=2, batch_size=4, replay=3, buffer=5)
     labels = np.repeat(np.arange(10, dtype=np.int32), 4)
     stream = make_stream(labels, config, 0)
     assert stream.batches.shape == (2, 5, 7)
