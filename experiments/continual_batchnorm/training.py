@@ -141,6 +141,6 @@ def _auxiliary_loss(state: Any) -> jax.Array:
 
 
 def _accuracies(model: ResNet, part: Images, task_of_class: jax.Array, tasks: int) -> jax.Array:
-    hit = jnp.argmax(model(part.images, use_running_average=True), axis=-1) == part.labels
+    hit = jnp.argmax(model(jnp.asarray(part.images), use_running_average=True), axis=-1) == part.labels
     member = task_of_class[part.labels][None, :] == jnp.arange(tasks)[:, None]
     return jnp.sum(member & hit[None, :], axis=1) / jnp.sum(member, axis=1)
