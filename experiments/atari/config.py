@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from experiments import UsageError
 from experiments.atari.arms import ARMS
@@ -117,16 +117,3 @@ class Config:
         """The preset's sizes with those given in their place."""
         given = {name: getattr(self, name) for name in Preset._fields if getattr(self, name) is not None}
         return PRESETS[self.preset]._replace(**given)
-
-
-def from_json(stored: dict[str, Any]) -> Config:
-    """The configuration that a run wrote down."""
-    unknown = sorted(set(stored) - {field.name for field in dataclasses.fields(Config)})
-    if unknown:
-        raise UsageError(f"The stored configuration has the unknown fields {', '.join(unknown)}.")
-    values: dict[str, Any] = {}
-    for name, value in stored.items():
-        if name in ("out", "resume") and value is not None:
-            value = Path(value)
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return Config(**values)

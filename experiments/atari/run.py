@@ -1,6 +1,5 @@
 """From a configuration to a folder of results, resumable after every game."""
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -14,15 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import normjax as nj
-from experiments import UsageError, records
+from experiments import UsageError, records, runs
 from experiments.atari.arms import ARMS, learning_rate, optimizer
-from experiments.atari.config import SEGMENTS, Config, Preset, from_json
+from experiments.atari.config import SEGMENTS, Config, Preset
 from experiments.atari.games import ACTIONS, FRAME_SKIP, Games, require
 from experiments.atari.network import Network
 from experiments.atari.rainbow import ATOMS, Agent, Learner, make_agent
 from experiments.atari.replay import Replay
-from experiments.plasticity.checkpoints import Checkpoints
-from experiments.plasticity.run import command, default_console
+from experiments.checkpoints import Checkpoints
 
 BATCH, STEPS_PER_LEARNING, LEARNING_PER_TARGET = 32, 4, 2000
 # Importance weights correct more and more of the bias of prioritized replay, as its authors have it.
@@ -42,19 +40,15 @@ def run(config: Config, console: Console | None = None) -> Path:
     Raises:
       UsageError: If something in the configuration cannot be run, or ale-py is not installed.
     """
-    console = console or default_console()
+    console = console or runs.default_console()
     if config.resume:
         folder, config = config.resume, _stored(config)
     else:
-        folder = config.out / (config.run or f"atari-{datetime.now():%Y%m%d-%H%M%S}")
-        if (folder / "config.json").exists():
-            raise UsageError(
-                f"{folder} holds a run already; continue it with --resume {folder}, or take another --run."
-            )
+        folder = runs.require_new(config.out / (config.run or f"atari-{datetime.now():%Y%m%d-%H%M%S}"))
     for game in config.sizes().games:
         require(game)
     if not config.resume and not (folder / "config.json").exists():
-        about = {"command": command(sys.argv[1:]), "environment": records.environment(), "config": config}
+        about = {"command": runs.command(sys.argv[1:]), "environment": records.environment(), "config": config}
         records.write_json(folder / "config.json", {"experiment": "atari", **about})
     console.print(f"results go to [bold]{folder}[/bold] (if interrupted: --resume {folder})", highlight=False)
     _train(config, folder, console)
@@ -63,13 +57,7 @@ def run(config: Config, console: Console | None = None) -> Path:
 
 
 def _stored(config: Config) -> Config:
-    path = (config.resume or Path()) / "config.json"
-    if not path.is_file():
-        raise UsageError(f"{config.resume} holds no run to resume: {path} does not exist.")
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    if stored.get("experiment") != "atari":
-        raise UsageError(f"{path} was not written by this experiment.")
-    restored = from_json(stored["config"])
+    restored = runs.from_json(Config, runs.read_config(config.resume or Path(), "atari")["config"])
     if config not in (Config(resume=config.resume), restored):
         raise UsageError(f"--resume {config.resume} brings its own settings; give no others beside it.")
     return restored

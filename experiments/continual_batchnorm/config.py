@@ -7,13 +7,11 @@ from typing import Any
 
 from experiments import UsageError
 from experiments.continual_batchnorm.arms import ARMS
+from experiments.runs import require
 
 QUICK: dict[str, Any] = {"seeds": 2, "learning_rates": (0.3,), "auxiliary_weights": (0.01,), "train_per_class": 100}
 COUNTS = ("seeds", "tasks", "train_per_class", "held_out_per_class", "batch_size", "replay", "buffer", "width")
 COUNTS = (*COUNTS, "groups", "stride", "checkpoint_every", "devices")
-PATHS = ("data_dir", "out", "resume")
-# What may differ between a run and its continuation: where things lie.
-PLACES = ("data_dir", "out", "run", "resume")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,18 +75,18 @@ class Config:
             got = " ".join(self.arms) or "none"
             raise UsageError(f"--arms takes different ones of {', '.join(ARMS)}; got {got}.")
         for name in COUNTS:
-            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        _require("first_seed", self.first_seed, self.first_seed >= 0, "at least 0")
-        _require("tasks", self.tasks, self.tasks >= 2, "at least 2")
-        _require("kappa", self.kappa, 0 <= self.kappa <= 1, "between 0 and 1")
-        _require("groups", self.groups, self.width % self.groups == 0, f"a divisor of --width {self.width}")
-        _require("replay", self.replay, self.replay <= self.batch_size, f"at most --batch-size {self.batch_size}")
-        _require("buffer", self.buffer, self.buffer >= self.replay, f"at least --replay {self.replay}")
-        _require("seeds", self.seeds, self.seeds % self.devices == 0, f"a multiple of --devices {self.devices}")
+            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        require("first_seed", self.first_seed, self.first_seed >= 0, "at least 0")
+        require("tasks", self.tasks, self.tasks >= 2, "at least 2")
+        require("kappa", self.kappa, 0 <= self.kappa <= 1, "between 0 and 1")
+        require("groups", self.groups, self.width % self.groups == 0, f"a divisor of --width {self.width}")
+        require("replay", self.replay, self.replay <= self.batch_size, f"at most --batch-size {self.batch_size}")
+        require("buffer", self.buffer, self.buffer >= self.replay, f"at least --replay {self.replay}")
+        require("seeds", self.seeds, self.seeds % self.devices == 0, f"a multiple of --devices {self.devices}")
         for name, least in (("learning_rates", "positive"), ("auxiliary_weights", "at least 0")):
             values = getattr(self, name)
             fits = all(math.isfinite(v) and (v > 0 if least == "positive" else v >= 0) for v in values)
-            _require(name, values, bool(values) and fits and len(set(values)) == len(values), f"different, {least}")
+            require(name, values, bool(values) and fits and len(set(values)) == len(values), f"different, {least}")
         if self.run is not None and Path(self.run).name != self.run:
             raise UsageError(f"--run is the name of a folder in --out, got {self.run!r}.")
 
@@ -100,37 +98,3 @@ class Config:
         """Learning rates and auxiliary weights that an arm is run with."""
         weights = self.auxiliary_weights if ARMS[arm].auxiliary else (0.0,)
         return [(rate, weight) for rate in self.learning_rates for weight in weights]
-
-
-def from_json(stored: dict[str, Any]) -> Config:
-    """The configuration that a run wrote down."""
-    unknown = sorted(set(stored) - {field.name for field in dataclasses.fields(Config)})
-    if unknown:
-        raise UsageError(f"The stored configuration has the unknown fields {', '.join(unknown)}.")
-    values: dict[str, Any] = {}
-    for name, value in stored.items():
-        value = Path(value) if name in PATHS and value is not None else value
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return Config(**values)
-
-
-def check_resumable(given: Config, stored: Config) -> None:
-    """Refuses flags beside `--resume` that contradict the run that is resumed.
-
-    Raises:
-      UsageError: Naming the flags.
-    """
-    default = Config()
-    wrong = [
-        f"--{field.name.replace('_', '-')} {getattr(given, field.name)}"
-        for field in dataclasses.fields(Config)
-        if field.name not in PLACES
-        and getattr(given, field.name) not in (getattr(default, field.name), getattr(stored, field.name))
-    ]
-    if wrong:
-        raise UsageError(f"--resume {given.resume} brings its own settings, which differ from {', '.join(wrong)}.")
-
-
-def _require(name: str, value: Any, holds: bool, expected: str) -> None:
-    if not holds:
-        raise UsageError(f"--{name.replace('_', '-')} must be {expected}, got {value}.")

@@ -1,11 +1,9 @@
 """From a configuration to a folder of results, resumable at any moment."""
 
-import json
 import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +11,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments import UsageError, data, records
+from experiments import UsageError, data, records, runs
+from experiments.checkpoints import Checkpoints
 from experiments.continual_batchnorm import figure, report, summary
 from experiments.continual_batchnorm.arms import ARMS
-from experiments.continual_batchnorm.config import Config, check_resumable, from_json
+from experiments.continual_batchnorm.config import Config
 from experiments.continual_batchnorm.stream import Split, split
 from experiments.continual_batchnorm.training import all_runs, make_trainer
-from experiments.plasticity.checkpoints import Checkpoints
-from experiments.plasticity.run import command, default_console
 
 NAME = "continual_batchnorm"
 
@@ -39,7 +36,7 @@ def run(config: Config, console: Console | None = None) -> Path:
       UsageError: If something in the configuration cannot be run.
       ConnectionError: If the dataset has to be downloaded and its host does not answer.
     """
-    console = console or default_console()
+    console = console or runs.default_console()
     folder, config = _resumed(config.resume, config) if config.resume else _planned(config)
     if config.devices > jax.device_count():
         raise UsageError(f"--devices {config.devices}, but there are {jax.device_count()}.")
@@ -58,16 +55,13 @@ def run(config: Config, console: Console | None = None) -> Path:
 def _planned(config: Config) -> tuple[Path, Config]:
     config = config.resolved()
     name = config.run or f"{NAME}-{config.dataset.replace('/', '_')}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = config.out / name
-    if (folder / "config.json").exists():
-        raise UsageError(f"{folder} holds a run already; continue it with --resume {folder}, or take another --run.")
-    return folder, config
+    return runs.require_new(config.out / name), config
 
 
 def _write_config(folder: Path, config: Config) -> None:
     stored = {
         "experiment": NAME,
-        "command": command(sys.argv[1:]),
+        "command": runs.command(sys.argv[1:]),
         "environment": records.environment(),
         "config": config,
     }
@@ -75,17 +69,8 @@ def _write_config(folder: Path, config: Config) -> None:
 
 
 def _resumed(folder: Path, config: Config) -> tuple[Path, Config]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UsageError(f"{folder} holds no run to resume: {path} does not exist.")
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["experiment"] != NAME:
-            raise ValueError("it is of another experiment")
-        restored = from_json(stored["config"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{path} was not written by this experiment ({error!r}).") from error
-    check_resumable(config, restored)
+    restored = runs.from_json(Config, runs.read_config(folder, NAME)["config"])
+    runs.check_resumable(config, restored)
     return folder, restored
 
 
@@ -108,29 +93,17 @@ def _train(config: Config, parts: Split, folder: Path, console: Console) -> None
             if all((name, task) in known for task in range(config.tasks)):
                 continue
             began, trainer = time.monotonic(), make_trainer(ARMS[name], config, parts)
-            runs = all_runs(name, config, parts.train.labels)
-            state = trainer.init(runs)
+            grid = all_runs(name, config, parts.train.labels)
+            state = trainer.init(grid)
             # Leaves alone: names and types of the state are made again by `init`.
             leaves, structure = jax.tree.flatten(state)
             first, leaves = checkpoints.restore(index, leaves)
             state = structure.unflatten(leaves)
             for task in range(first, config.tasks):
-                state, measured = trainer.learn(state, runs, jnp.int32(task))
+                state, measured = trainer.learn(state, grid, jnp.int32(task))
                 record = {"arm": name, "task": task} | {key: np.asarray(values) for key, values in measured.items()}
-                _report(path, records.plain(record), known, console)
+                runs.report_once(path, records.plain(record), known, ("arm", "task"), console)
                 if (task + 1) % config.checkpoint_every == 0:
                     checkpoints.save(index, task + 1, jax.tree.leaves(state))
                 progress.update(bar, completed=index * config.tasks + task + 1)
             progress.print(f"{ARMS[name].label:>24}: {time.monotonic() - began:.0f} s", highlight=False)
-
-
-def _report(path: Path, record: dict[str, Any], known: dict[Any, dict[str, Any]], console: Console) -> None:
-    """Appends a record; tasks between the last checkpoint and a kill are computed twice and recorded once."""
-    before = known.get((record["arm"], record["task"]))
-    if before is None:
-        records.append_line(path, record)
-    elif before != record:
-        console.print(
-            f"[yellow]task {record['task']} of {record['arm']} came out differently than before the interruption; "
-            "was it on another machine or other versions? The first report is kept."
-        )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from experiments import UsageError
 from experiments.language_model import arms
+from experiments.runs import require
 
 Mesh = Literal["data", "fsdp", "tensor", "mixed"]
 QUICK: dict[str, Any] = {"arms": ("pre", "post", "peri", "peri+nap"), "steps": 40, "chunk": 10, "warmup": 5}
@@ -105,12 +106,12 @@ class Config:
         if not self.arms or len(set(self.arms)) < len(self.arms):
             raise UsageError(f"--arms takes one or more different arms; got {' '.join(self.arms) or 'none'}.")
         for name in COUNTS:
-            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        _require("warmup", self.warmup, self.warmup >= 0, "at least 0")
-        _require("heads", self.heads, self.width % (2 * self.heads) == 0, "a divisor of half the width")
-        _require("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "positive and finite")
-        _require("high_rate", self.high_rate, 1 <= self.high_rate < math.inf, "finite and at least 1")
-        _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "finite and at least 0")
+            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        require("warmup", self.warmup, self.warmup >= 0, "at least 0")
+        require("heads", self.heads, self.width % (2 * self.heads) == 0, "a divisor of half the width")
+        require("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "positive and finite")
+        require("high_rate", self.high_rate, 1 <= self.high_rate < math.inf, "finite and at least 1")
+        require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "finite and at least 0")
         spelt = self if self.preset is None and not self.quick else self.resolved()
         if spelt.steps % spelt.chunk or spelt.warmup >= spelt.steps:
             raise UsageError(
@@ -148,38 +149,3 @@ class Config:
 
 COUNTS = ("most_bytes", "layers", "width", "heads", "length", "batch_size", "steps", "chunk", "seeds")
 COUNTS = (*COUNTS, "validation_windows", "model_axis", "checkpoint_every")
-_PATHS = ("data_dir", "out", "resume")
-
-
-def from_json(stored: dict[str, Any]) -> Config:
-    """The configuration that a run wrote down."""
-    unknown = sorted(set(stored) - {field.name for field in dataclasses.fields(Config)})
-    if unknown:
-        raise UsageError(f"The stored configuration has the unknown fields {', '.join(unknown)}.")
-    values: dict[str, Any] = {}
-    for name, value in stored.items():
-        value = Path(value) if name in _PATHS and value is not None else value
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return Config(**values)
-
-
-def check_resumable(given: Config, stored: Config) -> None:
-    """Refuses flags beside `--resume` that contradict the run that is resumed.
-
-    Raises:
-      UsageError: Naming the flags.
-    """
-    default = Config()
-    wrong = [
-        f"--{field.name.replace('_', '-')} {getattr(given, field.name)}"
-        for field in dataclasses.fields(Config)
-        if field.name not in ("resume", "out", "run", "data_dir")
-        and getattr(given, field.name) not in (getattr(default, field.name), getattr(stored, field.name))
-    ]
-    if wrong:
-        raise UsageError(f"--resume {given.resume} brings its own settings, which differ from {', '.join(wrong)}.")
-
-
-def _require(name: str, value: float, holds: bool, expected: str) -> None:
-    if not holds:
-        raise UsageError(f"--{name.replace('_', '-')} {value} must be {expected}.")

@@ -1,6 +1,5 @@
 """From a configuration to a folder of results, resumable at any moment."""
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -13,12 +12,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments import UsageError, data, records
+from experiments import UsageError, data, records, runs
+from experiments.checkpoints import Checkpoints
 from experiments.language_model import ahead_of_time, arms, figure, report, summary
-from experiments.language_model.config import Config, check_resumable, from_json
+from experiments.language_model.config import Config
 from experiments.language_model.training import Feed, Trainer, all_runs, make_mesh, make_trainer
-from experiments.plasticity.checkpoints import Checkpoints
-from experiments.plasticity.run import command, default_console
 
 
 def run(config: Config, console: Console | None = None) -> Path | None:
@@ -36,7 +34,7 @@ def run(config: Config, console: Console | None = None) -> Path | None:
       UsageError: If something in the configuration cannot be run.
       ConnectionError: If the dataset has to be downloaded and its host does not answer.
     """
-    console = console or default_console()
+    console = console or runs.default_console()
     if config.compile_for is not None:
         ahead_of_time.show(config.resolved(), console)
         return None
@@ -63,16 +61,13 @@ def run(config: Config, console: Console | None = None) -> Path | None:
 def _planned(config: Config) -> tuple[Path, Config]:
     config = config.resolved()
     name = config.run or f"language_model-{config.dataset.replace('/', '_')}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = config.out / name
-    if (folder / "config.json").exists():
-        raise UsageError(f"{folder} holds a run already; continue it with --resume {folder}, or take another --run.")
-    return folder, config
+    return runs.require_new(config.out / name), config
 
 
 def _write_config(folder: Path, config: Config, about: dict[str, Any]) -> None:
     stored = {
         "experiment": "language_model",
-        "command": command(sys.argv[1:]),
+        "command": runs.command(sys.argv[1:]),
         "environment": records.environment(),
         "text": about,
         "config": config,
@@ -81,21 +76,12 @@ def _write_config(folder: Path, config: Config, about: dict[str, Any]) -> None:
 
 
 def _stored(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UsageError(f"{folder} holds no run to resume: {path} does not exist.")
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["experiment"] != "language_model" or not {"config", "text"} <= set(stored):
-            raise ValueError("it is of another experiment")
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{path} was not written by this experiment ({error!r}).") from error
-    return stored
+    return runs.read_config(folder, "language_model", ("config", "text"))
 
 
 def _resumed(folder: Path, config: Config) -> tuple[Path, Config]:
-    restored = from_json(_stored(folder)["config"])
-    check_resumable(config, restored)
+    restored = runs.from_json(Config, _stored(folder)["config"])
+    runs.check_resumable(config, restored)
     return folder, restored
 
 
@@ -133,7 +119,7 @@ def _train(config: Config, text: data.Text, folder: Path, console: Console) -> N
             feed = Feed(config, text, layout)
             for chunk, measured in _arm(trainer, config, feed, checkpoints, index):
                 record = {"arm": name, "chunk": chunk} | measured
-                _report(path, records.plain(record), known, console)
+                runs.report_once(path, records.plain(record), known, ("arm", "chunk"), console)
                 bits = f"{np.mean(measured['validation'][: config.seeds]):.3f} bits per byte"
                 progress.update(bar, completed=index * chunks + chunk + 1, bits=bits)
                 if chunk + 1 == chunks:
@@ -144,26 +130,14 @@ def _train(config: Config, text: data.Text, folder: Path, console: Console) -> N
 def _arm(
     trainer: Trainer, config: Config, feed: Feed, checkpoints: Checkpoints, index: int
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    runs = all_runs(config)
-    state = trainer.init(runs)
+    grid = all_runs(config)
+    state = trainer.init(grid)
     # Leaves alone: boxes and their metadata are made again by `init`.
     leaves, structure = jax.tree.flatten(state)
     first, leaves = checkpoints.restore(index, leaves)
     state = structure.unflatten(leaves)
     for chunk in range(first, config.steps // config.chunk):
-        state, measured = trainer.chunk(state, runs, feed.chunk(chunk), feed.validation)
+        state, measured = trainer.chunk(state, grid, feed.chunk(chunk), feed.validation)
         yield chunk, {name: np.asarray(values) for name, values in measured.items()}
         if (chunk + 1) % config.checkpoint_every == 0:
             checkpoints.save(index, chunk + 1, jax.tree.leaves(state))
-
-
-def _report(path: Path, record: dict[str, Any], known: dict[Any, dict[str, Any]], console: Console) -> None:
-    """Appends a record; chunks between the last checkpoint and a kill are computed twice and recorded once."""
-    before = known.get((record["arm"], record["chunk"]))
-    if before is None:
-        records.append_line(path, record)
-    elif before != record:
-        console.print(
-            f"[yellow]chunk {record['chunk']} of {record['arm']} came out differently than before the interruption; "
-            "was it on another machine or other versions? The first report is kept."
-        )

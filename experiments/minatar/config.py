@@ -4,13 +4,14 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from experiments import UsageError
 from experiments.minatar.algorithms import ALGORITHMS
 from experiments.minatar.arms import ARMS, Strengths
 from experiments.minatar.games import GAMES
 from experiments.minatar.training import SEGMENTS
+from experiments.runs import require
 
 QUICK_PHASES, QUICK_SEEDS, QUICK_STEPS = 3, 2, 40_960
 
@@ -99,15 +100,15 @@ class Config:
             raise UsageError(f"--games takes some of {', '.join(GAMES)}; got {' '.join(self.games) or 'none'}.")
         for name in ("phases", "steps", "envs", "width", "depth", "seeds"):
             value = getattr(self, name)
-            _require(name, value, value is None or value >= 1, "at least 1")
-        _require("first_seed", self.first_seed, self.first_seed >= 0, "at least 0")
+            require(name, value, value is None or value >= 1, "at least 1")
+        require("first_seed", self.first_seed, self.first_seed >= 0, "at least 0")
         rates = self.learning_rates if self.learning_rate is None else (self.learning_rate, *self.learning_rates)
         for rate in rates:
-            _require("learning_rate", rate, math.isfinite(rate) and rate > 0, "positive and finite")
+            require("learning_rate", rate, math.isfinite(rate) and rate > 0, "positive and finite")
         if not self.learning_rates or len(set(self.learning_rates)) < len(self.learning_rates):
             raise UsageError(f"--learning-rates takes one or more different rates; got {self.learning_rates}.")
-        _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "finite and at least 0")
-        _require("affine_decay", self.affine_decay, 0 <= self.affine_decay <= 1, "between 0 and 1")
+        require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "finite and at least 0")
+        require("affine_decay", self.affine_decay, 0 <= self.affine_decay <= 1, "between 0 and 1")
         if self.sweep and self.learning_rate is not None:
             raise UsageError(f"--sweep runs all --learning-rates; drop --learning-rate {self.learning_rate:g}.")
         if self.sweep and self.sweep_file is None and (self.quick or set(self.arms) != set(ARMS)):
@@ -156,39 +157,3 @@ class Settings(NamedTuple):
     width: int
     depth: int
     seeds: int
-
-
-def from_json(stored: dict[str, Any]) -> Config:
-    """The configuration that a run wrote down."""
-    unknown = sorted(set(stored) - {field.name for field in dataclasses.fields(Config)})
-    if unknown:
-        raise UsageError(f"The stored configuration has the unknown fields {', '.join(unknown)}.")
-    places = ("sweep_file", "out", "resume")
-    values: dict[str, Any] = {}
-    for name, value in stored.items():
-        if name in places and value is not None:
-            value = Path(value)
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return Config(**values)
-
-
-def check_resumable(given: Config, stored: Config) -> None:
-    """Refuses flags beside `--resume` that contradict the run that is resumed.
-
-    Raises:
-      UsageError: Naming the flags.
-    """
-    default = Config()
-    wrong = [
-        f"--{field.name.replace('_', '-')} {getattr(given, field.name)}"
-        for field in dataclasses.fields(Config)
-        if field.name not in ("resume", "out", "run")
-        and getattr(given, field.name) not in (getattr(default, field.name), getattr(stored, field.name))
-    ]
-    if wrong:
-        raise UsageError(f"--resume {given.resume} brings its own settings, which differ from {', '.join(wrong)}.")
-
-
-def _require(name: str, value: Any, holds: bool, expected: str) -> None:
-    if not holds:
-        raise UsageError(f"--{name.replace('_', '-')} must be {expected}, got {value}.")

@@ -14,14 +14,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments import UsageError, records
+from experiments import records, runs
+from experiments.checkpoints import Checkpoints
 from experiments.minatar import figure, games, report, summary, sweep
 from experiments.minatar.algorithms import ALGORITHMS
 from experiments.minatar.arms import ARMS
-from experiments.minatar.config import Config, Settings, check_resumable, from_json
+from experiments.minatar.config import Config, Settings
 from experiments.minatar.training import Trainer, draw_task, make_trainer
-from experiments.plasticity.checkpoints import Checkpoints
-from experiments.plasticity.run import command, default_console
 
 
 def run(config: Config, console: Console | None = None) -> Path:
@@ -37,7 +36,7 @@ def run(config: Config, console: Console | None = None) -> Path:
     Raises:
       UsageError: If something in the configuration cannot be run, or gymnax is not installed.
     """
-    console = console or default_console()
+    console = console or runs.default_console()
     folder, config, jobs = _resume(config.resume, config) if config.resume else _plan(config)
     settings = config.resolved()
     stream = games.load(settings.games)
@@ -56,16 +55,13 @@ def _plan(config: Config) -> tuple[Path, Config, list[summary.Job]]:
     jobs = _jobs(config, settings)
     kind = "-sweep" if config.sweep else ""
     name = config.run or f"minatar-{settings.stream}-{settings.algorithm}{kind}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = config.out / name
-    if (folder / "config.json").exists():
-        raise UsageError(f"{folder} holds a run already; continue it with --resume {folder}, or take another --run.")
-    return folder, config, jobs
+    return runs.require_new(config.out / name), config, jobs
 
 
 def _write_config(folder: Path, config: Config, jobs: Sequence[summary.Job]) -> None:
     stored = {
         "experiment": "minatar",
-        "command": command(sys.argv[1:]),
+        "command": runs.command(sys.argv[1:]),
         "environment": records.environment(("jax", "jaxlib", "optax", "flax", "numpy", "gymnax")),
         "config": config,
         "jobs": [{"arm": arm, "learning_rate": rate} for arm, rate in jobs],
@@ -73,10 +69,14 @@ def _write_config(folder: Path, config: Config, jobs: Sequence[summary.Job]) -> 
     records.write_json(folder / "config.json", stored)
 
 
+def _stored(folder: Path) -> dict[str, Any]:
+    return runs.read_config(folder, "minatar", ("config", "jobs", "environment", "command"))
+
+
 def _resume(folder: Path, config: Config) -> tuple[Path, Config, list[summary.Job]]:
-    stored = report.read_config(folder)
-    restored = from_json(stored["config"])
-    check_resumable(config, restored)
+    stored = _stored(folder)
+    restored = runs.from_json(Config, stored["config"])
+    runs.check_resumable(config, restored)
     return folder, restored, [(job["arm"], job["learning_rate"]) for job in stored["jobs"]]
 
 
@@ -126,7 +126,7 @@ def _train(
             began = time.monotonic()
             score = 0.0
             for phase, record in _phases(config, settings, index, (arm, rate), stream, trainers[arm], checkpoints):
-                _report(path, record, known, console)
+                runs.report_once(path, record, known, ("arm", "learning_rate", "phase"), console)
                 score = float(np.nanmean(np.array(record["episode_return"], np.float64)))
                 progress.update(bar, completed=done + phase + 1, score=f"return {score:.2f}")
             seconds = time.monotonic() - began
@@ -157,20 +157,8 @@ def _phases(
         checkpoints.save(index, phase + 1, agent)
 
 
-def _report(path: Path, record: dict[str, Any], known: dict[Any, dict[str, Any]], console: Console) -> None:
-    """Appends a record; a phase between the last checkpoint and a kill is computed twice and recorded once."""
-    before = known.get((record["arm"], record["learning_rate"], record["phase"]))
-    if before is None:
-        records.append_line(path, record)
-    elif before != record:
-        console.print(
-            f"[yellow]phase {record['phase']} of {record['arm']} came out differently than before the interruption; "
-            "was it on another machine or other versions? The first report is kept."
-        )
-
-
 def _conclude(config: Config, settings: Settings, folder: Path, console: Console) -> None:
-    stored = report.read_config(folder)
+    stored = _stored(folder)
     series = summary.collect(records.read_lines(folder / "metrics.jsonl"))
     rows = summary.summarize(series, settings)
     path = _sweep_file(config, settings)

@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments import UsageError
 from experiments.plasticity.arms import ARMS
+from experiments.runs import require
 
 QUICK_TASKS, QUICK_SEEDS = 20, 3
 
@@ -76,16 +77,16 @@ class Config:
             got = " ".join(self.arms) or "none"
             raise UsageError(f"--arms takes different ones of {', '.join(ARMS)}; got {got}.")
         for name in ("images", "tasks", "steps", "batch_size", "seeds", "width", "depth", "checkpoint_every"):
-            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        _require("first_seed", self.first_seed, self.first_seed >= 0, "at least 0")
+            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        require("first_seed", self.first_seed, self.first_seed >= 0, "at least 0")
         rates = self.learning_rates if self.learning_rate is None else (self.learning_rate, *self.learning_rates)
         for rate in rates:
-            _require("learning_rate", rate, math.isfinite(rate) and rate > 0, "positive and finite")
+            require("learning_rate", rate, math.isfinite(rate) and rate > 0, "positive and finite")
         if not self.learning_rates or len(set(self.learning_rates)) < len(self.learning_rates):
             raise UsageError(f"--learning-rates takes one or more different rates; got {self.learning_rates}.")
-        _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "finite and at least 0")
+        require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "finite and at least 0")
         for name in ("l2_init", "affine_decay", "readout_decay"):
-            _require(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "between 0 and 1")
+            require(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "between 0 and 1")
         if self.batch_size > self.images:
             raise UsageError(f"--batch-size {self.batch_size} is larger than --images {self.images}.")
         if self.sweep and self.learning_rate is not None:
@@ -117,38 +118,3 @@ class Config:
         apart = ("data_dir", "arms", "learning_rate", "learning_rates", "sweep", "sweep_file", "quick")
         apart = (*apart, "out", "run", "resume", "checkpoint_every")
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in apart}
-
-
-def from_json(stored: dict[str, Any]) -> Config:
-    """The configuration that a run wrote down."""
-    unknown = sorted(set(stored) - {field.name for field in dataclasses.fields(Config)})
-    if unknown:
-        raise UsageError(f"The stored configuration has the unknown fields {', '.join(unknown)}.")
-    values: dict[str, Any] = {}
-    for name, value in stored.items():
-        if name in ("data_dir", "sweep_file", "out", "resume") and value is not None:
-            value = Path(value)
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return Config(**values)
-
-
-def check_resumable(given: Config, stored: Config) -> None:
-    """Refuses flags beside `--resume` that contradict the run that is resumed.
-
-    Raises:
-      UsageError: Naming the flags.
-    """
-    default = Config()
-    wrong = [
-        f"--{field.name.replace('_', '-')} {getattr(given, field.name)}"
-        for field in dataclasses.fields(Config)
-        if field.name not in ("resume", "out", "run")
-        and getattr(given, field.name) not in (getattr(default, field.name), getattr(stored, field.name))
-    ]
-    if wrong:
-        raise UsageError(f"--resume {given.resume} brings its own settings, which differ from {', '.join(wrong)}.")
-
-
-def _require(name: str, value: float, holds: bool, expected: str) -> None:
-    if not holds:
-        raise UsageError(f"--{name.replace('_', '-')} must be {expected}, got {value}.")

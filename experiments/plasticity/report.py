@@ -1,6 +1,5 @@
 """The summary of a run: a table on the screen, in Markdown and as JSON."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import UsageError
 from experiments.plasticity.arms import ARMS
 from experiments.plasticity.config import Config
 from experiments.plasticity.summary import Row, window
@@ -34,25 +32,6 @@ HEADERS = (
 RIGHT_ALIGNED_FROM = 1
 # A narrow terminal gets what the experiment is about; the files have all columns.
 FULL_WIDTH, COMPACT = 170, 6
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """What a run wrote down when it started.
-
-    Raises:
-      UsageError: If the folder holds no run of this experiment.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UsageError(f"{folder} holds no run to resume: {path} does not exist.")
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"config", "jobs", "environment", "command"} - set(stored)
-        if missing:
-            raise ValueError(f"it lacks {sorted(missing)}")
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{path} was not written by this experiment ({error!r}).") from error
-    return stored
 
 
 def write(folder: Path, config: Config, rows: Sequence[Row], grid: dict[str, Any] | None, console: Console) -> None:

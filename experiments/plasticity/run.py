@@ -1,7 +1,6 @@
 """From a configuration to a folder of results, resumable at any moment."""
 
 import dataclasses
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -16,15 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
 
-from experiments import UsageError, data, records
+from experiments import data, records, runs
+from experiments.checkpoints import Checkpoints
 from experiments.plasticity import figure, report, summary, sweep
 from experiments.plasticity.arms import ARMS
-from experiments.plasticity.checkpoints import Checkpoints
-from experiments.plasticity.config import Config, check_resumable, from_json
+from experiments.plasticity.config import Config
 from experiments.plasticity.training import make_trainer, run_task, standardize
-
-FILE_WIDTH = 200
-PLACES = ("--out", "--run", "--data-dir")
 
 
 def run(config: Config, console: Console | None = None) -> Path:
@@ -41,7 +37,7 @@ def run(config: Config, console: Console | None = None) -> Path:
       UsageError: If something in the configuration cannot be run.
       ConnectionError: If the dataset has to be downloaded and its host does not answer.
     """
-    console = console or default_console()
+    console = console or runs.default_console()
     folder, config, jobs = _resume(config.resume, config) if config.resume else _plan(config)
     images = data.load(config.dataset, f"train[:{config.images}]", config.data_dir).images
     if not (folder / "config.json").exists():
@@ -57,23 +53,6 @@ def run(config: Config, console: Console | None = None) -> Path:
     return folder
 
 
-def default_console() -> Console:
-    """Standard output; wide enough for the table where it is a file and not a terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=FILE_WIDTH)
-
-
-def command(arguments: Sequence[str]) -> str:
-    """The command line for the record, without where things lie on this machine, which decides nothing."""
-    kept: list[str] = []
-    place = False
-    for argument in arguments:
-        is_flag = argument.startswith("--")
-        place = argument.split("=")[0].replace("_", "-") in PLACES if is_flag else place
-        kept += [] if place else [argument]
-    return shlex.join(["python", "-m", "experiments", *kept])
-
-
 def _plan(config: Config) -> tuple[Path, Config, list[summary.Job]]:
     config = config.resolved()
     if config.sweep:
@@ -83,16 +62,13 @@ def _plan(config: Config) -> tuple[Path, Config, list[summary.Job]]:
     jobs = _jobs(config)
     kind = "-sweep" if config.sweep else ""
     name = config.run or f"plasticity-{config.dataset.replace('/', '_')}{kind}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = config.out / name
-    if (folder / "config.json").exists():
-        raise UsageError(f"{folder} holds a run already; continue it with --resume {folder}, or take another --run.")
-    return folder, config, jobs
+    return runs.require_new(config.out / name), config, jobs
 
 
 def _write_config(folder: Path, config: Config, jobs: Sequence[summary.Job]) -> None:
     stored = {
         "experiment": "plasticity",
-        "command": command(sys.argv[1:]),
+        "command": runs.command(sys.argv[1:]),
         "environment": records.environment(),
         "config": config,
         "jobs": [{"arm": arm, "learning_rate": rate} for arm, rate in jobs],
@@ -100,10 +76,14 @@ def _write_config(folder: Path, config: Config, jobs: Sequence[summary.Job]) -> 
     records.write_json(folder / "config.json", stored)
 
 
+def _stored(folder: Path) -> dict[str, Any]:
+    return runs.read_config(folder, "plasticity", ("config", "jobs", "environment", "command"))
+
+
 def _resume(folder: Path, config: Config) -> tuple[Path, Config, list[summary.Job]]:
-    stored = report.read_config(folder)
-    restored = from_json(stored["config"])
-    check_resumable(config, restored)
+    stored = _stored(folder)
+    restored = runs.from_json(Config, stored["config"])
+    runs.check_resumable(config, restored)
     return folder, restored, [(job["arm"], job["learning_rate"]) for job in stored["jobs"]]
 
 
@@ -157,7 +137,7 @@ def _train(config: Config, jobs: Sequence[summary.Job], inputs: jax.Array, folde
                 record = {"arm": arm, "learning_rate": rate, "task": task} | {
                     name: np.asarray(values) for name, values in measured.items()
                 }
-                _report(path, records.plain(record), known, console)
+                runs.report_once(path, records.plain(record), known, ("arm", "learning_rate", "task"), console)
                 online = float(record["online_accuracy"].mean())
                 progress.update(bar, completed=index * config.tasks + task + 1, accuracy=f"online {online:.3f}")
                 if (task + 1) % config.checkpoint_every == 0:
@@ -166,20 +146,8 @@ def _train(config: Config, jobs: Sequence[summary.Job], inputs: jax.Array, folde
             progress.print(f"{label:>40}: online accuracy {online:.3f} in the last task, {seconds:.0f} s")
 
 
-def _report(path: Path, record: dict[str, Any], known: dict[Any, dict[str, Any]], console: Console) -> None:
-    """Appends a record; tasks between the last checkpoint and a kill are computed twice and recorded once."""
-    before = known.get((record["arm"], record["learning_rate"], record["task"]))
-    if before is None:
-        records.append_line(path, record)
-    elif before != record:
-        console.print(
-            f"[yellow]task {record['task']} of {record['arm']} came out differently than before the interruption; "
-            "was it on another machine or other versions? The first report is kept."
-        )
-
-
 def _conclude(config: Config, folder: Path, console: Console) -> None:
-    stored = report.read_config(folder)
+    stored = _stored(folder)
     series = summary.collect(records.read_lines(folder / "metrics.jsonl"))
     rows = summary.summarize(series)
     if config.sweep:

@@ -12,11 +12,11 @@ import optax
 import pytest
 
 import normjax as nj
-from experiments import UsageError, records
+from experiments import UsageError, records, runs
 from experiments.__main__ import main
 from experiments.atari import Config, games
 from experiments.atari.arms import ARMS, hidden_kernels, learning_rate, optimizer
-from experiments.atari.config import PRESETS, from_json
+from experiments.atari.config import PRESETS
 from experiments.atari.network import Network
 from experiments.atari.rainbow import ATOMS, Learner, make_agent, project, support
 from experiments.atari.replay import Replay, Sample, SumTree
@@ -197,10 +197,10 @@ def test_bad_configuration_is_refused(change, message):
 
 def test_configuration_survives_json_and_takes_the_presets_sizes():
     config = Config(preset="paper", games=("pong",), seeds=2)
-    assert from_json(json.loads(json.dumps(records.plain(config)))) == config
+    assert runs.from_json(Config, json.loads(json.dumps(records.plain(config)))) == config
     assert config.sizes() == PRESETS["paper"]._replace(games=("pong",), seeds=2)
     with pytest.raises(UsageError, match="unknown fields speed"):
-        from_json({"speed": 1})
+        runs.from_json(Config, {"speed": 1})
 
 
 def test_without_ale_the_way_out_and_its_licence_are_named(monkeypatch, capsys, tmp_path):

@@ -10,15 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import UsageError, records
+from experiments import UsageError, records, runs
 from experiments.__main__ import main
+from experiments.checkpoints import Checkpoints
 from experiments.continual_batchnorm import Config, report, run, summary
 from experiments.continual_batchnorm.arms import ARMS
-from experiments.continual_batchnorm.config import check_resumable, from_json
 from experiments.continual_batchnorm.stream import make_stream, split
 from experiments.continual_batchnorm.training import all_runs, make_trainer
 from experiments.data import Images, load
-from experiments.plasticity.checkpoints import Checkpoints
 
 SIZES: dict[str, Any] = {"dataset": "digits", "tasks": 2, "train_per_class": 4, "held_out_per_class": 2, "buffer": 16}
 TINY = SIZES | {"width": 4, "groups": 2, "stride": 2, "seeds": 2, "learning_rates": (0.1,)}
@@ -52,7 +51,7 @@ def finished(tmp_path_factory, data_dir, learned):
 
 
 def test_outputs_of_a_run(finished):
-    config = from_json(json.loads((finished / "config.json").read_text())["config"])
+    config = runs.from_json(Config, json.loads((finished / "config.json").read_text())["config"])
     assert config == Config(arms=(ARM,), data_dir=config.data_dir, out=config.out, run="tiny", **TINY)
     lines = records.read_lines(finished / "metrics.jsonl")
     assert [(line["arm"], line["task"]) for line in lines] == [(ARM, 0), (ARM, 1)]
@@ -183,9 +182,9 @@ def test_resume_refuses(finished, learned, tmp_path, capsys):
     with pytest.raises(UsageError, match="was not written by this experiment"):
         run(Config(resume=tmp_path))
     with pytest.raises(UsageError, match=r"differ from --kappa 0\.5"):
-        check_resumable(Config(resume=tmp_path, kappa=0.5), Config())
+        runs.check_resumable(Config(resume=tmp_path, kappa=0.5), Config())
     with pytest.raises(UsageError, match="unknown fields kapa"):
-        from_json({"kapa": 0.5})
+        runs.from_json(Config, {"kapa": 0.5})
     with pytest.raises(UsageError, match="holds a run already"):
         _run(learned, Config(arms=(ARM,), out=finished.parent, run="tiny", **TINY))
     assert main(["continual_batchnorm", "--devices", "99", "--seeds", "99", "--out", str(tmp_path)]) == 2

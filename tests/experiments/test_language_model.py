@@ -11,12 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import UsageError, records
+from experiments import UsageError, records, runs
 from experiments.__main__ import main
 from experiments.data import text
 from experiments.language_model import Config, arms, run, summary
 from experiments.language_model.ahead_of_time import count_collectives
-from experiments.language_model.config import LARGE, from_json
+from experiments.language_model.config import LARGE
 from experiments.language_model.training import METRICS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -48,7 +48,7 @@ def finished(tmp_path_factory, _library):
 
 def test_outputs_of_a_run(finished):
     stored = json.loads((finished / "config.json").read_text())
-    assert from_json(stored["config"]).arms == (ARM,)
+    assert runs.from_json(Config, stored["config"]).arms == (ARM,)
     assert len(stored["text"]["sha256"]) == 64
     lines = records.read_lines(finished / "metrics.jsonl")
     assert [(r["arm"], r["chunk"]) for r in lines] == [(ARM, 0), (ARM, 1)]
@@ -116,7 +116,7 @@ def test_a_run_is_not_overwritten_or_resumed_as_another(finished, capsys):
         ({"heads": 3}, "a divisor of half the width"),
         ({"steps": 30, "chunk": 20}, "must be a multiple of --chunk 20"),
         ({"steps": 20, "warmup": 20}, "more than --warmup 20"),
-        ({"high_rate": 0.5}, "--high-rate 0.5 must be finite and at least 1"),
+        ({"high_rate": 0.5}, "--high-rate must be finite and at least 1, got 0.5"),
         ({"run": "a/b"}, "name of a folder"),
     ],
 )

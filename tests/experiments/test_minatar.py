@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import UsageError, records, statistics
+from experiments import UsageError, records, runs, statistics
 from experiments.__main__ import main
 from experiments.minatar import Config, games, sweep, training
 from experiments.minatar import summary as summaries
 from experiments.minatar.algorithms import PPO, PQN, Batch, lambda_returns
 from experiments.minatar.arms import ARMS, DECAY
-from experiments.minatar.config import PRESETS, check_resumable, from_json
+from experiments.minatar.config import PRESETS
 from experiments.minatar.figure import STYLES
 
 SEEDS = jnp.arange(2, dtype=jnp.int32)
@@ -295,10 +295,10 @@ def test_sizes_come_from_the_preset_and_are_rounded_to_whole_rounds():
 
 def test_the_written_configuration_is_the_configuration(tmp_path):
     config = Config(arms=("ln",), sweep_file=tmp_path / "s.json", games=("asterix",), run="x")
-    assert from_json(json.loads(json.dumps(records.plain(config)))) == config
-    check_resumable(Config(), config)
+    assert runs.from_json(Config, json.loads(json.dumps(records.plain(config)))) == config
+    runs.check_resumable(Config(), config)
     with pytest.raises(UsageError, match="unknown fields speed"):
-        from_json({"speed": 1})
+        runs.from_json(Config, {"speed": 1})
 
 
 def test_every_arm_has_a_style():

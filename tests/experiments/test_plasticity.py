@@ -14,14 +14,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments import UsageError, records
+from experiments import UsageError, records, runs
 from experiments.__main__ import main
 from experiments.data import preflight
 from experiments.plasticity import Config, sweep
 from experiments.plasticity.arms import ARMS
-from experiments.plasticity.config import from_json
 from experiments.plasticity.figure import STYLES
-from experiments.plasticity.run import command
 from experiments.plasticity.training import METRICS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -47,7 +45,7 @@ def test_outputs_of_a_run(finished):
     assert stored["config"]["arms"] == ["ln", "nap_decay_readout", "fresh"]
     assert {"python", "jax", "optax"} <= set(stored["environment"]["versions"])
     assert stored["environment"]["device"]["platform"] == "cpu"
-    assert from_json(stored["config"]).images == 32
+    assert runs.from_json(Config, stored["config"]).images == 32
 
     lines = records.read_lines(finished / "metrics.jsonl")
     assert [(r["arm"], r["task"]) for r in lines] == [(arm, t) for arm in stored["config"]["arms"] for t in range(6)]
@@ -67,7 +65,7 @@ def test_outputs_of_a_run(finished):
 
 def test_the_written_configuration_is_the_configuration(tmp_path):
     config = Config(data_dir=tmp_path, arms=("ln",), learning_rates=(0.1,), learning_rate=0.1, run="x")
-    assert from_json(json.loads(json.dumps(records.plain(config)))) == config
+    assert runs.from_json(Config, json.loads(json.dumps(records.plain(config)))) == config
 
 
 def test_a_run_is_not_overwritten(finished, capsys):
@@ -138,7 +136,7 @@ def test_sweep_is_written_and_read(tmp_path, capsys):
 
 def test_recorded_command_says_nothing_about_places():
     arguments = ["plasticity", "--out", "/a/b", "--tasks", "3", "--data_dir=/c", "--arms", "ln", "nap", "--run", "x"]
-    assert command(arguments) == "python -m experiments plasticity --tasks 3 --arms ln nap"
+    assert runs.command(arguments) == "python -m experiments plasticity --tasks 3 --arms ln nap"
 
 
 def _content(*results):
