@@ -5,10 +5,11 @@ import json
 import shlex
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from rich.console import Console
 
 from experiments import UsageError, records
@@ -146,3 +147,55 @@ def report_once(
             f"[yellow]{unit} {record[unit]} of {record['arm']} came out differently than before the interruption; "
             "was it on another machine or other versions? The first report is kept."
         )
+
+
+def best_rates(
+    results: Sequence[Mapping[str, Any]], arms: Iterable[str], score: Callable[[Mapping[str, Any]], float]
+) -> dict[str, float]:
+    """The learning rate of each arm with the highest score in a sweep; the smaller one of equals.
+
+    Args:
+      results: One for each arm and rate, with the entries `arm` and `learning_rate`.
+      arms: The arms that are asked for.
+      score: What is to be high of a result.
+
+    Returns:
+      A rate by arm.
+
+    Raises:
+      UsageError: If an arm was not swept.
+    """
+    swept = sorted({result["arm"] for result in results})
+    best: dict[str, float] = {}
+    for arm in arms:
+        candidates = [result for result in results if result["arm"] == arm]
+        if not candidates:
+            raise UsageError(
+                f"The sweep has no arm {arm!r}; it has {', '.join(swept)}. Sweep again, or give one rate for all arms "
+                "with --learning-rate."
+            )
+        best[arm] = float(max(candidates, key=lambda r: (score(r), -r["learning_rate"]))["learning_rate"])
+    return best
+
+
+def series_by_job(
+    lines: Sequence[Mapping[str, Any]], unit: str, metrics: Iterable[str]
+) -> dict[tuple[str, float], dict[str, np.ndarray]]:
+    """Sorts records into arrays of every metric, in the order of their units; null becomes NaN.
+
+    Args:
+      lines: Records with the entries `arm`, `learning_rate`, `unit` and the metrics.
+      unit: What numbers the records of a job: `"task"` or `"phase"`.
+      metrics: Their names.
+
+    Returns:
+      `{(arm, learning rate): {metric: (units, ...)}}`, float64.
+    """
+    by_job: dict[tuple[str, float], dict[int, Mapping[str, Any]]] = {}
+    for line in lines:
+        by_job.setdefault((line["arm"], line["learning_rate"]), {})[line[unit]] = line
+    names = tuple(metrics)
+    return {
+        job: {name: np.array([units[i][name] for i in sorted(units)], np.float64) for name in names}
+        for job, units in by_job.items()
+    }

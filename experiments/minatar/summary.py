@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import runs
 from experiments.minatar.config import Settings
 from experiments.minatar.training import METRICS
 from experiments.statistics import Estimate, Interval, stratified_bootstrap, t_interval
@@ -43,13 +44,7 @@ class Row(NamedTuple):
 
 def collect(records: Sequence[Mapping[str, Any]]) -> dict[Job, Series]:
     """Sorts records into arrays `(phases, seeds)`, of curves `(phases, seeds, segments)`; null becomes NaN."""
-    by_job: dict[Job, dict[int, Mapping[str, Any]]] = {}
-    for record in records:
-        by_job.setdefault((record["arm"], record["learning_rate"]), {})[record["phase"]] = record
-    return {
-        job: {name: np.array([phases[p][name] for p in sorted(phases)], np.float64) for name in METRICS}
-        for job, phases in by_job.items()
-    }
+    return runs.series_by_job(records, "phase", METRICS)
 
 
 def window(settings: Settings) -> int:

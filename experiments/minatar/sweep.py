@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import UsageError
+from experiments import UsageError, runs
 from experiments.minatar.config import Settings
 from experiments.minatar.summary import Row
 from experiments.records import plain, write_json
@@ -58,14 +58,4 @@ def best_rates(content: dict[str, Any], arms: Iterable[str]) -> dict[str, float]
     Raises:
       UsageError: If an arm was not swept.
     """
-    swept = sorted({result["arm"] for result in content["results"]})
-    best: dict[str, float] = {}
-    for arm in arms:
-        candidates = [result for result in content["results"] if result["arm"] == arm]
-        if not candidates:
-            raise UsageError(
-                f"The sweep has no arm {arm!r}; it has {', '.join(swept)}. Sweep again, or give one rate for all arms "
-                "with --learning-rate."
-            )
-        best[arm] = float(max(candidates, key=lambda r: (r["mean_return"], -r["learning_rate"]))["learning_rate"])
-    return best
+    return runs.best_rates(content["results"], arms, lambda r: r["mean_return"])

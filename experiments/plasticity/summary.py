@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import runs
 from experiments.plasticity.training import METRICS
 from experiments.statistics import Interval, t_interval
 
@@ -42,13 +43,7 @@ class Row(NamedTuple):
 
 def collect(records: Sequence[Mapping[str, Any]]) -> dict[Job, Series]:
     """Sorts records into arrays `(tasks, seeds)` of every metric; null becomes NaN."""
-    by_job: dict[Job, dict[int, Mapping[str, Any]]] = {}
-    for record in records:
-        by_job.setdefault((record["arm"], record["learning_rate"]), {})[record["task"]] = record
-    return {
-        job: {name: np.array([tasks[t][name] for t in sorted(tasks)], np.float64) for name in METRICS}
-        for job, tasks in by_job.items()
-    }
+    return runs.series_by_job(records, "task", METRICS)
 
 
 def window(tasks: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import UsageError
+from experiments import UsageError, runs
 from experiments.plasticity.summary import Row
 from experiments.records import write_json
 
@@ -90,15 +90,4 @@ def best_rates(content: dict[str, Any], arms: Iterable[str]) -> dict[str, float]
     Raises:
       UsageError: If an arm was not swept.
     """
-    swept = sorted({result["arm"] for result in content["results"]})
-    best: dict[str, float] = {}
-    for arm in arms:
-        candidates = [result for result in content["results"] if result["arm"] == arm]
-        if not candidates:
-            raise UsageError(
-                f"The sweep has no arm {arm!r}; it has {', '.join(swept)}. Sweep again, or give one rate for all arms "
-                "with --learning-rate."
-            )
-        winner = max(candidates, key=lambda r: (r["online_accuracy"]["mean"], -r["learning_rate"]))
-        best[arm] = float(winner["learning_rate"])
-    return best
+    return runs.best_rates(content["results"], arms, lambda r: r["online_accuracy"]["mean"])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from normjax import _checks
 from normjax.optim._leaves import wide
+from normjax.optim._units import dormancy
 
 
 def _rows(activations: jax.Array) -> jax.Array:
@@ -96,9 +97,7 @@ def dormant_scores(activations: jax.Array) -> jax.Array:
       Sokar et al., The dormant neuron phenomenon in deep reinforcement learning, 2023,
       https://arxiv.org/abs/2302.12902
     """
-    size = jnp.mean(jnp.abs(_rows(activations)), axis=0)
-    layer = jnp.mean(size)
-    return size / jnp.where(layer > 0, layer, 1)
+    return dormancy(jnp.mean(jnp.abs(_rows(activations)), axis=0))
 
 
 def dormant_units(activations: jax.Array, threshold: float = 0.025) -> jax.Array:

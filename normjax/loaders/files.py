@@ -97,14 +97,14 @@ def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     if not files:
         raise ValueError("path=() names no file.")
     for file in files:
+        if not file.exists():
+            raise FileNotFoundError(f"there is no {file}.")
         if file.suffix != ".safetensors":
             raise ValueError(
                 f"{file} is no safetensors file, and others are not opened: unpickling runs whatever code is in them. "
                 'In PyTorch, `safetensors.torch.save_file(torch.load(file, weights_only=True), "model.safetensors")` '
                 "converts it."
             )
-        if not file.exists():
-            raise FileNotFoundError(f"there is no {file}.")
     return files
 
 

@@ -16,7 +16,9 @@ more than $M$ times the variance of its deviations, $q$ and $m$ are used and the
 
 State: `var` is $\bar\sigma^2$, `buffer_x2` the window, `count` is $k$, `skipped` counts skips; the backward pass writes
 `ema_gz`, $s$, and `buffer_gz` (see `normjax.backward_state`). Evaluation uses $\bar\sigma^2$ and folds. While $q$ is
-used, weights that feed it are scale-invariant unit by unit; later as far as the window follows.
+used, weights that feed it are scale-invariant unit by unit; later as far as the window follows. That is the forward
+pass: the backward one takes out a running mean of the radial part, a tenth of it in the first step, so that gradients
+are not orthogonal to the weights, and projecting them undoes a part of each step.
 
 Published hazards. Skipped batches enter $\bar\sigma^2$, which then fills slots: after outliers, and longest after a
 lasting fall of the scale, the filter latches and skips for many steps. A warm-up shorter than the window leaves slots

@@ -217,10 +217,15 @@ def redo(
     flat = flatten(params)
     masks = {}
     for module, hidden in activations.items():
-        size = mean_magnitude(hidden, unit_count(flat, module), module)
-        masks[module] = size <= threshold * jnp.mean(size)
+        masks[module] = dormancy(mean_magnitude(hidden, unit_count(flat, module), module)) <= threshold
     values, changed = replace_units(key, flat, masks, outgoing, init, preserve_norm)
     return flat.replace({path: value.astype(flat.leaves[path].dtype) for path, value in values.items()}), changed
+
+
+def dormancy(magnitudes: jax.Array) -> jax.Array:
+    """Mean magnitudes `(units,)` over that of their layer; 0 in a layer without any activation."""
+    layer = jnp.mean(magnitudes)
+    return magnitudes / jnp.where(layer > 0, layer, 1)
 
 
 def mean_magnitude(hidden: Any, units: int, module: str) -> jax.Array:

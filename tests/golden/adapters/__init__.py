@@ -9,6 +9,7 @@ import re
 from tests.golden.adapters import (
     activations,
     conditional,
+    conversion,
     diagnostics,
     fold,
     gates,
@@ -43,6 +44,7 @@ _FAMILIES = (
     hosts,
     gates,
     fold,
+    conversion,
     diagnostics,
     optimization,
 )

@@ -9,7 +9,7 @@ import numpy as np
 
 import normjax as nj
 from normjax import optim, task_vectors
-from tests.golden.adapters._kinds import Adapter, Check
+from tests.golden.adapters._kinds import Adapter, check
 from tests.golden.comparison import assert_close
 from tests.golden.vectors import Vector
 
@@ -164,14 +164,10 @@ def _check_welore(vector: Vector) -> None:
         assert_close(narrow[0] @ narrow[1], a[f"{name}_bf16_product"], vector.sidecar["tolerance"]["bf16"], name)
 
 
-def _check(run: Callable[[Vector], None]) -> Callable[[Vector], Adapter]:
-    return lambda vector: Check(run)
-
-
 ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {
-    r"tract_.*": _check(_check_tract),
-    r"lines_.*": _check(_check_lines),
-    r"atlas_.*": _check(_check_atlas),
-    r"expertmerging_.*": _check(_check_expert_merging),
-    r"welore_.*": _check(_check_welore),
+    r"tract_.*": check(_check_tract),
+    r"lines_.*": check(_check_lines),
+    r"atlas_.*": check(_check_atlas),
+    r"expertmerging_.*": check(_check_expert_merging),
+    r"welore_.*": check(_check_welore),
 }
