@@ -24,13 +24,9 @@ import rich.table
 import normjax as nj
 from experiments import records, timing
 from experiments.plasticity import training
-from experiments.plasticity.arms import Arm, Strengths
+from experiments.plasticity.arms import TRACK_EVERY, Arm, Strengths, hidden_kernels, per_seed, tracker
 from experiments.plasticity.config import Config as Setting
-from experiments.plasticity.model import READOUT
 from experiments.training_steps import language_model, training_step
-
-TRACK_EVERY = 10
-_hidden = nj.hidden_weights(readout=(READOUT,))
 
 
 def _adam(rate: Any, strengths: Strengths) -> optax.GradientTransformation:
@@ -40,28 +36,28 @@ def _adam(rate: Any, strengths: Strengths) -> optax.GradientTransformation:
 
 def _projected(rate: Any, strengths: Strengths) -> optax.GradientTransformation:
     del strengths
-    return optax.chain(optax.adam(rate), nj.project_weights(mask=_hidden))
+    return optax.chain(optax.adam(rate), nj.project_weights(mask=hidden_kernels, axes=per_seed))
 
 
 def _tracked(rate: Any, strengths: Strengths) -> optax.GradientTransformation:
     del strengths
-    return optax.chain(optax.adam(rate), nj.track_effective_lr(rate, every_k=TRACK_EVERY, mask=_hidden))
+    return optax.chain(optax.adam(rate), tracker(rate, hidden_kernels))
 
 
-def _nap(rate: Any, strengths: Strengths) -> optax.GradientTransformation:
+def _nap(learning_rate: Any, strengths: Strengths, **options: Any) -> optax.GradientTransformation:
     del strengths
-    return nj.nap(optax.adam(rate), mask=_hidden, learning_rate=rate, track_every=TRACK_EVERY)
+    return nj.nap(
+        optax.adam(learning_rate),
+        mask=hidden_kernels,
+        axes=per_seed,
+        learning_rate=learning_rate,
+        track_every=TRACK_EVERY,
+        **options,
+    )
 
 
 def _nap_decay(rate: Any, strengths: Strengths) -> optax.GradientTransformation:
-    return nj.nap(
-        optax.adam(rate),
-        mask=_hidden,
-        learning_rate=rate,
-        track_every=TRACK_EVERY,
-        scale_offset="decay",
-        rate=strengths.affine_decay,
-    )
+    return _nap(rate, strengths, scale_offset="decay", rate=strengths.affine_decay)
 
 
 OPTIMIZERS: dict[str, Callable[[Any, Strengths], optax.GradientTransformation]] = {

@@ -1,7 +1,8 @@
 """The methods under comparison: each is a model with or without norms, and an optimizer.
 
 All optimizers are Adam at a constant learning rate and never reset, except in the reference that starts every task
-with a fresh network. All carry telemetry, so that effective learning rates are measured alike.
+with a fresh network. All carry telemetry, so that effective learning rates are measured alike. One optimizer moves the
+networks of all seeds, stacked along the first axis of every parameter: norms are taken over the other axes.
 """
 
 from collections.abc import Callable, Mapping
@@ -46,7 +47,7 @@ class Arm(NamedTuple):
     Attributes:
       label: As figures and tables show it.
       normalized: Whether a LayerNorm precedes every nonlinearity.
-      optimizer: `optimizer(learning_rate, strengths)`; the rate may be traced.
+      optimizer: `optimizer(learning_rate, strengths)` for stacked networks; the rate may be traced.
       fresh: Whether parameters and optimizer state start anew at every task.
     """
 
@@ -62,13 +63,25 @@ def _mask(wanted: Callable[[str, str], bool]) -> Callable[[Any], dict[str, Any]]
 
 
 _kernels = _mask(lambda layer, name: name == "kernel")
+hidden_kernels = _mask(lambda layer, name: layer.startswith("hidden_") and name == "kernel")
 _affine = _mask(lambda layer, name: layer.startswith("norm_"))
 _readout = _mask(lambda layer, name: layer == READOUT)
 _readout_kernel = _mask(lambda layer, name: (layer, name) == (READOUT, "kernel"))
 
 
+def per_seed(path: str, weight: Any) -> tuple[int, ...]:
+    """The axes of one norm: all but the first, the seeds."""
+    del path
+    return tuple(range(1, weight.ndim))
+
+
+def tracker(learning_rate: Any, mask: Callable[[Any], Any]) -> Optimizer:
+    """Measures the selected weights every `TRACK_EVERY` steps."""
+    return nj.track_effective_lr(learning_rate, every_k=TRACK_EVERY, axes=per_seed, mask=mask)
+
+
 def _tracked(learning_rate: Any, *transforms: Optimizer) -> Optimizer:
-    return optax.chain(*transforms, nj.track_effective_lr(learning_rate, every_k=TRACK_EVERY))
+    return optax.chain(*transforms, tracker(learning_rate, _kernels))
 
 
 def _adam(learning_rate: Any, strengths: Strengths) -> Optimizer:
@@ -105,14 +118,14 @@ def _readout_pull(strengths: Strengths) -> Optimizer:
 def _nap(learning_rate: Any, *rest: Optimizer, **options: Any) -> Optimizer:
     projected = nj.nap(
         optax.adam(learning_rate),
-        mask=nj.hidden_weights(readout=(READOUT,)),
+        mask=hidden_kernels,
+        axes=per_seed,
         learning_rate=learning_rate,
         track_every=TRACK_EVERY,
         **options,
     )
     # nap follows the weights it projects; the readout, which it leaves alone, gets a tracker of its own.
-    readout = nj.track_effective_lr(learning_rate, every_k=TRACK_EVERY, mask=_readout_kernel)
-    return optax.chain(projected, *rest, readout)
+    return optax.chain(projected, *rest, tracker(learning_rate, _readout_kernel))
 
 
 def _nap_free(learning_rate: Any, strengths: Strengths) -> Optimizer:

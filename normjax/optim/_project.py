@@ -22,8 +22,7 @@ def project_leaf(p: jax.Array, u: jax.Array, r: jax.Array, axes: Axes) -> tuple[
     length = norm(moved, axes)
     valid = (r > 0) & (length > 0) & jnp.isfinite(length)
     factor = jnp.where(valid, r.astype(p.dtype) / jnp.where(valid, length, 1), 1)
-    projected = moved * spread(factor, axes) - p
-    return jnp.where(spread(valid, axes), projected, u), factor
+    return moved * spread(factor, axes) - p, factor
 
 
 def project_tree(
