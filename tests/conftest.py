@@ -13,6 +13,9 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 # testing what the default makes of the same HLO.
 if importlib.metadata.version("jaxlib") < "0.11":
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+# Thousands of small functions are compiled, most of them to run once: the same HLO in two thirds of the time without
+# LLVM's optimizations. Processes that tests start inherit this.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 # Small functions are compiled in one file after the other: the first process of a run makes a folder in which all of
 # them keep what they have compiled, and removes it at the end.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -61,33 +64,20 @@ def free_compiled_functions():
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(request):
-    """LLVM's optimizations off where thousands of small functions are compiled, most of them once.
+# Where the optimized code's rounding is the point: thousands of steps in bfloat16, the accuracy table; and the recorded
+# vectors, on the JAX version that compiles them fastest.
+OPTIMIZED = {"test_optim_projection", "test_accuracy_table"}
+if importlib.metadata.version("jaxlib") < "0.11":
+    OPTIMIZED.add("test_golden")
+# Nothing in these folders is compiled twice: what would be kept is never read.
+COMPILED_ONCE = {"diagnostics", "fold", "loaders", "models", "norms", "pallas_kernels", "weights"}
 
-    The same HLO in two thirds of the time. What the optimized code rounds is tested by everything else: the recorded
-    vectors, projections over thousands of steps, the accuracy table.
-    """
-    before = jax.config.read("jax_disable_most_optimizations")
-    folder, file = request.path.parent.name, request.path.stem
-    many = folder in (
-        "diagnostics",
-        "flax_parity",
-        "fold",
-        "loaders",
-        "models",
-        "norms",
-        "optim",
-        "pallas_kernels",
-        "weights",
-    )
-    many |= file in ("test_signal_propagation", "test_speed", "test_inference_cost", "test_twin")
-    # Thousands of steps in bfloat16 are about what the optimized code rounds.
-    commands = file in ("test_public_surface", "test_language_model", "test_overhead", "test_throughput")
-    if (many or commands) and file != "test_optim_projection":
-        jax.config.update("jax_disable_most_optimizations", True)
-        # Nothing in them is compiled twice: what is kept is never read.
-        jax.config.update("jax_enable_compilation_cache", folder in ("flax_parity", "optim") or not many)
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation(request):
+    """LLVM's optimizations and the shared cache, where they pay."""
+    jax.config.update("jax_disable_most_optimizations", request.path.stem not in OPTIMIZED)
+    jax.config.update("jax_enable_compilation_cache", request.path.parent.name not in COMPILED_ONCE)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_enable_compilation_cache", True)

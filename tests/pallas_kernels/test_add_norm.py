@@ -50,8 +50,11 @@ def check(rng, kind, implementation, shape, residual_dtype=None):
             oracle.assert_close(gradient, *expected[name], f"gradient of {name}")
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", shapes.SMALL)
+# XLA's formula has no blocks that a shape could miss.
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [(n, i) for k, n in enumerate(shapes.SMALL) for i in IMPLEMENTATIONS if i != "xla" or k % 4 == 0],
+)
 def test_agrees_with_float64(rng, name, implementation):
     kind = ("layer", "rms")[list(shapes.SMALL).index(name) % 2]
     check(rng, kind, implementation, shapes.SMALL[name])

@@ -66,13 +66,14 @@ def check(kind, call, arrays, axis, scale_offset=0.0):
             oracle.assert_close(gradient, *expected[name], f"gradient of {name}")
 
 
-# layer runs every line of the kernels; rms and crms leave some out, or differ in the formulas that all share.
+# layer runs every line of the kernels; rms and crms leave some out, or differ in the formulas that all share. XLA's
+# formula has no blocks that a shape could miss.
 CASES = [
     pytest.param(name, kind, implementation, id=f"{name}-{kind}-{implementation}")
     for i, name in enumerate(shapes.SMALL)
     for k, implementation in enumerate(IMPLEMENTATIONS)
     for kind, visited in (("layer", True), ("rms", (i + k) % 2 == 0), ("crms", (i + k) % 3 == 0))
-    if visited
+    if visited and (implementation != "xla" or i % 4 == 0)
 ]
 
 
