@@ -41,8 +41,10 @@ def draw(path: Path, settings: Settings, series: Mapping[Job, Series]) -> None:
         _grid(grid, pairs(series, name), series, name)
         of_network = {arm: chosen[key(name, arm)] for arm in ARMS if key(name, arm) in chosen}
         _curves(curves, of_network)
-        _mechanism(norm, of_network, "hidden_norm_ratio", "norm of hidden weights / initial")
-        _mechanism(rate, of_network, "hidden_effective_lr", "their effective learning rate")
+        _mechanism(norm, of_network, "hidden_norm_ratio", "norm of hidden weights / initial", log=False)
+        _mechanism(rate, of_network, "hidden_effective_lr", "their effective learning rate", log=True)
+        if name == names[-1]:
+            figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path, dpi=150)
 
 
@@ -65,13 +67,13 @@ def _grid(axes: Axes, found: Sequence[Pair], series: Mapping[Job, Series], netwo
     if both is not None:
         kept = [pair for pair in found if pair.intervention in both.interventions]
         for rows, color, text in (
-            ([pair.without for pair in kept], WITHOUT, f"without NaP: best − worst {both.without.mean:.2f}"),
+            ([pair.without for pair in kept], WITHOUT, f"without NaP: {both.without.mean:.2f} from worst to best"),
             ([pair.nap for pair in kept], NAP, f"with NaP: {both.nap.mean:.2f}"),
         ):
             means = [row.online_last.mean for row in rows if row is not None]
             axes.axvspan(min(means), max(means), color=color, alpha=0.13, linewidth=0)
-            height = len(found) - (0.25 if color == WITHOUT else -0.2)
-            axes.text(max(means), height, text + " ", color=color, ha="right", va="bottom", fontsize=9.5)
+            height = len(found) - (0.35 if color == WITHOUT else -0.2)
+            axes.text(min(means), height, text, color=color, va="bottom", fontsize=10, fontweight="bold")
     axes.axvline(CHANCE, color="#bbbbbb", linewidth=1, linestyle=":")
     labels = [INTERVENTIONS[pair.intervention].label for pair in reversed(found)]
     axes.set_yticks(range(len(found)), labels)
@@ -84,25 +86,28 @@ def _grid(axes: Axes, found: Sequence[Pair], series: Mapping[Job, Series], netwo
 def _curves(axes: Axes, chosen: Mapping[str, Series]) -> None:
     for arm, values in chosen.items():
         mean = _smooth(values["online_accuracy"].mean(axis=1))
-        color = NAP if ARMS[arm].nap else WITHOUT
-        axes.plot(np.arange(1, len(mean) + 1), mean, color=color, alpha=0.4, linewidth=0.9)
+        axes.plot(np.arange(1, len(mean) + 1), mean, color=NAP if ARMS[arm].nap else WITHOUT, alpha=0.5, linewidth=0.9)
     for arm, color, name in SHOWN:
         if arm in chosen:
             mean = _smooth(chosen[arm]["online_accuracy"].mean(axis=1))
             axes.plot(np.arange(1, len(mean) + 1), mean, color=color, linewidth=2.4, label=name)
+    axes.plot([], [], color=WITHOUT, alpha=0.6, linewidth=0.9, label="interventions without NaP")
+    axes.plot([], [], color=NAP, alpha=0.6, linewidth=0.9, label="interventions with NaP")
     axes.axhline(CHANCE, color="#bbbbbb", linewidth=1, linestyle=":")
     axes.set(xlabel="task", ylim=(0, None))
-    axes.set_title("online accuracy, all arms", loc="left", fontsize=10)
-    axes.legend(frameon=False, fontsize=9, loc="lower left")
+    axes.set_title("online accuracy", loc="left", fontsize=10)
     _bare(axes)
 
 
-def _mechanism(axes: Axes, chosen: Mapping[str, Series], metric: str, heading: str) -> None:
+def _mechanism(axes: Axes, chosen: Mapping[str, Series], metric: str, heading: str, *, log: bool) -> None:
     for arm, color, _ in SHOWN:
         if arm in chosen:
             mean = chosen[arm][metric].mean(axis=1)
             axes.plot(np.arange(1, len(mean) + 1), mean, color=color, linewidth=2)
-    axes.set_yscale("log")
+    if log:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel("task")
     axes.set_title(heading, loc="left", fontsize=10)
     _bare(axes)
