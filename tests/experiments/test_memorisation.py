@@ -11,6 +11,7 @@ import pytest
 
 from experiments import UsageError, records, runs
 from experiments.__main__ import main
+from experiments.data import preflight
 from experiments.memorisation import Config, networks, summary
 from experiments.memorisation.arms import ARMS, INTERVENTIONS, with_nap
 from experiments.memorisation.config import PRESETS
@@ -269,6 +270,14 @@ def test_the_committed_sweep_covers_the_grid_of_the_cpu_preset():
     names = {f"{network}/{arm}" for network in ("mlp", "cnn") for arm in ARMS}
     assert swept == {(name, rate) for name in names for rate in Config().learning_rates}
     assert content["setting"] == records.plain(Config(first_seed=sweep.SEED_OFFSET).setting())
+
+
+def test_a_dataset_that_cannot_be_downloaded_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(preflight, "answers", lambda url: False)
+    flags = ("--preset", "paper", "--learning-rate", 1e-4, "--data-dir", tmp_path / "data", "--out", tmp_path / "out")
+    assert _main(*flags) == 2
+    assert "Dataset 'cifar10' is not prepared" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
