@@ -134,7 +134,7 @@ class Config:
     cnn_channels: tuple[int, ...] | None = None
     cnn_widths: tuple[int, ...] | None = None
     learning_rate: float | None = None
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     weight_decay: float = 0.1
     l2_init: float = 1e-3
     shrink: float = 0.5

@@ -1,6 +1,6 @@
 """The summary of a run: a table for each network on the screen, in Markdown and as JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from experiments.memorisation.arms import ARMS, INTERVENTIONS
 from experiments.memorisation.config import Config, Settings
 from experiments.memorisation.networks import describe
 from experiments.memorisation.summary import Pair, Row, Spread, pairs, spread
-from experiments.plasticity.summary import Job, Series, window
+from experiments.plasticity.summary import Job, Series, best_jobs, window
 from experiments.records import plain, write_json, write_text
 from experiments.statistics import Interval
 
@@ -44,7 +44,11 @@ def write(
     console: Console,
 ) -> None:
     """Writes `summary.json` and `summary.md` and prints the tables."""
-    content: dict[str, Any] = {"setting": config.setting(), "notes": _notes(config, settings, grid), "networks": {}}
+    content: dict[str, Any] = {
+        "setting": config.setting(),
+        "notes": _notes(config, settings, series, grid),
+        "networks": {},
+    }
     lines = ["# Interventions without and with NaP on random labels", ""]
     for network in settings.streams:
         heading, found, both = title(settings, network), pairs(series, network), spread(series, network)
@@ -84,7 +88,7 @@ def _spread_lines(both: Spread) -> list[str]:
     ]
 
 
-def _notes(config: Config, settings: Settings, grid: dict[str, Any] | None) -> list[str]:
+def _notes(config: Config, settings: Settings, series: Mapping[Job, Series], grid: dict[str, Any] | None) -> list[str]:
     sizes = ", ".join(f"{window(s.tasks)} of {s.tasks} ({name})" for name, s in settings.streams.items())
     interval = "mean ± half width of the 95 % t interval over seeds" if settings.seeds > 1 else "one seed, no intervals"
     s = settings.strengths
@@ -102,16 +106,27 @@ def _notes(config: Config, settings: Settings, grid: dict[str, Any] | None) -> l
     ]
     if grid is None:
         return [*notes, "one learning rate given for all arms, none selected"]
+    return [*notes, *_rate_notes(config, settings, series, grid)]
+
+
+def _rate_notes(
+    config: Config, settings: Settings, series: Mapping[Job, Series], grid: dict[str, Any]
+) -> Iterator[str]:
+    """Where the rates come from, and where they may not be the best."""
     rates = sorted({r["learning_rate"] for r in grid["results"]})
     borrowed = grid["dataset"] != settings.dataset
     on = f" on {grid['dataset']}, not on {settings.dataset}," if borrowed else ""
-    notes.append(
+    yield (
         f"every arm was swept{on} over the same rates ({', '.join(f'{rate:g}' for rate in rates)}) and selected by "
         f"{grid['selection']}, on seeds other than those of a run that is not itself the sweep"
     )
     mine = plain(config.setting())
     differing = [k for k, v in mine.items() if k not in ("first_seed", "dataset") and grid["setting"].get(k) != v]
-    return [*notes, f"the sweep was run with other settings: {', '.join(differing)}"] if differing else notes
+    if differing:
+        yield f"the sweep was run with other settings: {', '.join(differing)}"
+    edge = [_label(arm) for arm, rate in best_jobs(series).values() if len(rates) > 1 and rate in (rates[0], rates[-1])]
+    if edge and not borrowed:
+        yield f"best rate at the edge of the grid: {', '.join(edge)}"
 
 
 def _cells(pair: Pair) -> list[list[str]]:

@@ -241,6 +241,8 @@ def test_outputs_of_a_sweep(swept):
     table = (swept / "sweep" / "summary.md").read_text()
     assert "CNN 2 conv, 4: random labels of 16 digits images" in table
     assert "| MLP NaP |" in table
+    # With two rates each is an edge.
+    assert "best rate at the edge of the grid: MLP none, MLP NaP, CNN none, CNN NaP" in table
     found = json.loads((swept / "sweep" / "summary.json").read_text())["networks"]["mlp"]
     assert [row["intervention"] for row in found["rows"]] == ["none"]
     assert (swept / "sweep" / "figure.png").read_bytes().startswith(b"\x89PNG")
