@@ -85,9 +85,9 @@ class Config:
     """Interventions against loss of plasticity, each without and with NaP, on random labels drawn anew every task.
 
     Attributes:
-      preset: Sizes of the run. `cpu`: 210 thousand steps of five stacked networks, at most 10 minutes on two cores.
-        `gpu` (6.8 million steps of ten) and `paper` (680 million of five) are sized for one GPU and have not been timed
-        on one; on two cores they would take days and years.
+      preset: Sizes of the run. `cpu`: 210 thousand steps of five stacked networks, five minutes of one core. `gpu` (6.8
+        million steps of ten) and `paper` (680 million of five; the paper's rate is --learning-rate 1e-4) are sized for
+        one GPU and have not been timed on one; on two cores they would take days and years.
       dataset: Embedded `digits` or `mnist`, else any TFDS name such as `cifar10`; by default the preset's.
       data_dir: Where prepared datasets lie; by default TFDS_DATA_DIR or a folder in the user's cache.
       networks: The networks to run.

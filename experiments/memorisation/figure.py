@@ -58,7 +58,7 @@ def _grid(axes: Axes, found: Sequence[Pair], series: Mapping[Job, Series], netwo
                 "",
                 xy=(ends[1], place),
                 xytext=(ends[0], place),
-                arrowprops={"arrowstyle": "->", "color": "#bbbbbb", "shrinkA": 4, "shrinkB": 4},
+                arrowprops={"arrowstyle": "->", "color": "#999999", "shrinkA": 4, "shrinkB": 4},
             )
         for row, color in values:
             mean, half = row.online_last
