@@ -13,6 +13,7 @@ from experiments import (
     continual_batchnorm,
     inference_cost,
     language_model,
+    memorisation,
     minatar,
     overhead,
     plasticity,
@@ -32,6 +33,7 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS: Mapping[str, Experiment] = {
     "plasticity": Experiment(plasticity.Config, plasticity.run),
+    "memorisation": Experiment(memorisation.Config, memorisation.run),
     "minatar": Experiment(minatar.Config, minatar.run),
     "atari": Experiment(atari.Config, atari.run),
     "continual_batchnorm": Experiment(continual_batchnorm.Config, continual_batchnorm.run),

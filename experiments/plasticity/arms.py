@@ -5,9 +5,10 @@ with a fresh network. All carry telemetry, so that effective learning rates are 
 networks of all seeds, stacked along the first axis of every parameter: norms are taken over the other axes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import optax
 
 import normjax as nj
@@ -41,6 +42,16 @@ class Strengths(Protocol):
         ...
 
 
+class Renew(Protocol):
+    """Changes the parameters of one network between two tasks."""
+
+    def __call__(
+        self, key: jax.Array, params: Any, activations: Sequence[jax.Array], strengths: Any, /
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """New parameters, and by path the entries that lose their moments; activations are of the last labels."""
+        ...
+
+
 class Arm(NamedTuple):
     """One method.
 
@@ -49,12 +60,14 @@ class Arm(NamedTuple):
       normalized: Whether a LayerNorm precedes every nonlinearity.
       optimizer: `optimizer(learning_rate, strengths)` for stacked networks; the rate may be traced.
       fresh: Whether parameters and optimizer state start anew at every task.
+      renew: What is done to the parameters of each network before every task but the first.
     """
 
     label: str
     normalized: bool
-    optimizer: Callable[[Any, Strengths], Optimizer]
+    optimizer: Callable[[Any, Any], Optimizer]
     fresh: bool = False
+    renew: Renew | None = None
 
 
 def _mask(wanted: Callable[[str, str], bool]) -> Callable[[Any], dict[str, Any]]:
@@ -62,10 +75,10 @@ def _mask(wanted: Callable[[str, str], bool]) -> Callable[[Any], dict[str, Any]]
     return lambda params: {layer: {name: wanted(layer, name) for name in leaves} for layer, leaves in params.items()}
 
 
-_kernels = _mask(lambda layer, name: name == "kernel")
+kernels = _mask(lambda layer, name: name == "kernel")
 hidden_kernels = _mask(lambda layer, name: layer.startswith("hidden_") and name == "kernel")
 _affine = _mask(lambda layer, name: layer.startswith("norm_"))
-_readout = _mask(lambda layer, name: layer == READOUT)
+readout = _mask(lambda layer, name: layer == READOUT)
 _readout_kernel = _mask(lambda layer, name: (layer, name) == (READOUT, "kernel"))
 
 
@@ -80,23 +93,24 @@ def tracker(learning_rate: Any, mask: Callable[[Any], Any]) -> Optimizer:
     return nj.track_effective_lr(learning_rate, every_k=TRACK_EVERY, axes=per_seed, mask=mask)
 
 
-def _tracked(learning_rate: Any, *transforms: Optimizer) -> Optimizer:
-    return optax.chain(*transforms, tracker(learning_rate, _kernels))
+def tracked(learning_rate: Any, *transforms: Optimizer) -> Optimizer:
+    """The chain of these, measured."""
+    return optax.chain(*transforms, tracker(learning_rate, kernels))
 
 
 def _adam(learning_rate: Any, strengths: Strengths) -> Optimizer:
     del strengths
-    return _tracked(learning_rate, optax.adam(learning_rate))
+    return tracked(learning_rate, optax.adam(learning_rate))
 
 
 def _decayed(learning_rate: Any, strengths: Strengths) -> Optimizer:
-    return _tracked(learning_rate, optax.adam(learning_rate), _affine_pull(strengths), _readout_pull(strengths))
+    return tracked(learning_rate, optax.adam(learning_rate), _affine_pull(strengths), _readout_pull(strengths))
 
 
 def _weight_decay(learning_rate: Any, strengths: Strengths, *rest: Optimizer) -> Optimizer:
     # Kernels only: decay of the norms' scales towards zero is known to collapse the network.
-    decayed = optax.adamw(learning_rate, weight_decay=strengths.weight_decay, mask=_kernels)
-    return _tracked(learning_rate, decayed, *rest)
+    decayed = optax.adamw(learning_rate, weight_decay=strengths.weight_decay, mask=kernels)
+    return tracked(learning_rate, decayed, *rest)
 
 
 def _weight_decay_affine(learning_rate: Any, strengths: Strengths) -> Optimizer:
@@ -104,7 +118,7 @@ def _weight_decay_affine(learning_rate: Any, strengths: Strengths) -> Optimizer:
 
 
 def _l2_init(learning_rate: Any, strengths: Strengths) -> Optimizer:
-    return _tracked(learning_rate, optax.adam(learning_rate), nj.decay_towards_init(strengths.l2_init))
+    return tracked(learning_rate, optax.adam(learning_rate), nj.decay_towards_init(strengths.l2_init))
 
 
 def _affine_pull(strengths: Strengths) -> Optimizer:
@@ -112,12 +126,13 @@ def _affine_pull(strengths: Strengths) -> Optimizer:
 
 
 def _readout_pull(strengths: Strengths) -> Optimizer:
-    return nj.decay_towards_init(strengths.readout_decay, mask=_readout)
+    return nj.decay_towards_init(strengths.readout_decay, mask=readout)
 
 
-def _nap(learning_rate: Any, *rest: Optimizer, **options: Any) -> Optimizer:
+def nap(learning_rate: Any, inner: Optimizer, *rest: Optimizer, **options: Any) -> Optimizer:
+    """An optimizer with its hidden kernels projected, measured; `rest` moves what is not projected."""
     projected = nj.nap(
-        optax.adam(learning_rate),
+        inner,
         mask=hidden_kernels,
         axes=per_seed,
         learning_rate=learning_rate,
@@ -130,15 +145,16 @@ def _nap(learning_rate: Any, *rest: Optimizer, **options: Any) -> Optimizer:
 
 def _nap_free(learning_rate: Any, strengths: Strengths) -> Optimizer:
     del strengths
-    return _nap(learning_rate)
+    return nap(learning_rate, optax.adam(learning_rate))
 
 
 def _nap_decay(learning_rate: Any, strengths: Strengths) -> Optimizer:
-    return _nap(learning_rate, scale_offset="decay", rate=strengths.affine_decay)
+    return nap(learning_rate, optax.adam(learning_rate), scale_offset="decay", rate=strengths.affine_decay)
 
 
 def _nap_decay_readout(learning_rate: Any, strengths: Strengths) -> Optimizer:
-    return _nap(learning_rate, _readout_pull(strengths), scale_offset="decay", rate=strengths.affine_decay)
+    adam, pull = optax.adam(learning_rate), _readout_pull(strengths)
+    return nap(learning_rate, adam, pull, scale_offset="decay", rate=strengths.affine_decay)
 
 
 ARMS: Mapping[str, Arm] = {

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from experiments import UsageError, runs
-from experiments.plasticity.summary import Row
 from experiments.records import write_json
+from experiments.statistics import Interval
 
+# Another experiment that reads and writes its sweeps here says so.
+EXPERIMENT = "plasticity"
 REFERENCE = "digits"
 FOLDER = Path(__file__).resolve().parent.parent / "sweeps"
 SELECTION = "highest mean online accuracy over all tasks and seeds"
@@ -16,12 +18,48 @@ SELECTION = "highest mean online accuracy over all tasks and seeds"
 SEED_OFFSET = 1000
 
 
-def default_file(dataset: str) -> Path:
+class Row(Protocol):
+    """What a sweep records of one arm at one rate."""
+
+    @property
+    def arm(self) -> str:
+        """Name of the arm."""
+        ...
+
+    @property
+    def learning_rate(self) -> float:
+        """Its rate."""
+        ...
+
+    @property
+    def online(self) -> Interval:
+        """Online accuracy over all tasks."""
+        ...
+
+    @property
+    def change(self) -> Interval:
+        """From the first to the last tasks."""
+        ...
+
+    @property
+    def final_last(self) -> Interval:
+        """Accuracy at the end of the last tasks."""
+        ...
+
+
+def default_file(dataset: str, experiment: str = EXPERIMENT) -> Path:
     """Where the sweep of a dataset is committed."""
-    return FOLDER / f"plasticity_{dataset.replace('/', '_').replace(':', '_')}.json"
+    return FOLDER / f"{experiment}_{dataset.replace('/', '_').replace(':', '_')}.json"
 
 
-def write(path: Path, dataset: str, setting: dict[str, Any], rows: Sequence[Row], recorded: dict[str, Any]) -> None:
+def write(
+    path: Path,
+    dataset: str,
+    setting: dict[str, Any],
+    rows: Sequence[Row],
+    recorded: dict[str, Any],
+    experiment: str = EXPERIMENT,
+) -> None:
     """Writes every arm at every rate, with what it was run on."""
     results = [
         {
@@ -34,7 +72,7 @@ def write(path: Path, dataset: str, setting: dict[str, Any], rows: Sequence[Row]
         for row in rows
     ]
     content = {
-        "experiment": "plasticity",
+        "experiment": experiment,
         "dataset": dataset,
         "selection": SELECTION,
         "setting": setting,
@@ -44,14 +82,14 @@ def write(path: Path, dataset: str, setting: dict[str, Any], rows: Sequence[Row]
     write_json(path, content)
 
 
-def read(path: Path, dataset: str) -> dict[str, Any]:
+def read(path: Path, dataset: str, experiment: str = EXPERIMENT) -> dict[str, Any]:
     """Reads a sweep.
 
     Raises:
       UsageError: If it does not exist, is no sweep, or is one of another dataset.
     """
     if not path.is_file():
-        others = sorted(p.stem.removeprefix("plasticity_") for p in FOLDER.glob("plasticity_*.json"))
+        others = sorted(p.stem.removeprefix(f"{experiment}_") for p in FOLDER.glob(f"{experiment}_*.json"))
         raise UsageError(
             f"No learning-rate sweep for dataset {dataset!r} ({path} does not exist; there are sweeps for "
             f"{', '.join(others) or 'no dataset'}). Run it once with --sweep, or give one rate for all arms with "
@@ -70,7 +108,7 @@ def read(path: Path, dataset: str) -> dict[str, Any]:
     return content
 
 
-def for_run(path: Path | None, dataset: str) -> dict[str, Any]:
+def for_run(path: Path | None, dataset: str, experiment: str = EXPERIMENT) -> dict[str, Any]:
     """The sweep that decides the rates of a run: the file given, the dataset's own, or that of `REFERENCE`.
 
     Borrowed rates are better than none, and are told apart by the `dataset` of the result, which is then another one.
@@ -79,9 +117,11 @@ def for_run(path: Path | None, dataset: str) -> dict[str, Any]:
       UsageError: As `read`.
     """
     if path is not None:
-        return read(path, dataset)
-    own = default_file(dataset)
-    return read(own, dataset) if own.is_file() else read(default_file(REFERENCE), REFERENCE)
+        return read(path, dataset, experiment)
+    own = default_file(dataset, experiment)
+    if own.is_file():
+        return read(own, dataset, experiment)
+    return read(default_file(REFERENCE, experiment), REFERENCE, experiment)
 
 
 def best_rates(content: dict[str, Any], arms: Iterable[str]) -> dict[str, float]:

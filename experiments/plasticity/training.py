@@ -6,12 +6,14 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import jax.version
 import numpy as np
 import optax
 
 import normjax as nj
 from experiments.plasticity import metrics, model
 from experiments.plasticity.arms import Arm, Strengths
+from normjax.optim import reset_moments
 
 CLASSES = 10
 METRICS = (
@@ -29,25 +31,15 @@ METRICS = (
 # One value for all arms: functions compiled for it are shared.
 NORM = nj.layer_norm(axis=-1, epsilon=1e-6)
 # Streams of randomness of one seed.
-_PARAMETERS, _LABELS, _ORDER = range(3)
+_PARAMETERS, _LABELS, _ORDER, _RENEWAL = range(4)
 
 
-class Setting(Strengths, Protocol):
-    """What training reads from the configuration."""
+class Schedule(Protocol):
+    """How long a task is."""
 
     @property
     def images(self) -> int:
         """Number of images."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """Units per hidden layer."""
-        ...
-
-    @property
-    def depth(self) -> int:
-        """Number of hidden layers."""
         ...
 
     @property
@@ -58,6 +50,20 @@ class Setting(Strengths, Protocol):
     @property
     def batch_size(self) -> int:
         """Images per step."""
+        ...
+
+
+class Setting(Strengths, Schedule, Protocol):
+    """What training reads from the configuration."""
+
+    @property
+    def width(self) -> int:
+        """Units per hidden layer."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """Number of hidden layers."""
         ...
 
 
@@ -87,11 +93,13 @@ class Trainer(NamedTuple):
       init: `init(seeds, rate, task) -> TrainState`.
       train: `train(state, rate, tasks) -> (state, online accuracy (seeds,))`; consumes `state`.
       measure: `measure(state, labels) -> {metric: (seeds,)}`, all metrics but the online accuracy.
+      renew: `renew(state, seeds, task) -> state`, what the arm does before a task; `None` if nothing.
     """
 
     init: Callable[[jax.Array, jax.Array, jax.Array], TrainState]
     train: Callable[[TrainState, jax.Array, Tasks], tuple[TrainState, jax.Array]]
     measure: Callable[[TrainState, jax.Array], dict[str, jax.Array]]
+    renew: Callable[[TrainState, jax.Array, jax.Array], TrainState] | None = None
 
 
 def standardize(images: np.ndarray) -> jax.Array:
@@ -125,7 +133,7 @@ def draw_task(seeds: jax.Array, task: jax.Array, images: int, steps: int, batch_
 
 
 def make_trainer(arm: Arm, setting: Setting, inputs: jax.Array) -> Trainer:
-    """Builds the functions that train all seeds of one arm.
+    """Builds the functions that train all seeds of one arm with a multilayer perceptron.
 
     Args:
       arm: The method.
@@ -135,19 +143,37 @@ def make_trainer(arm: Arm, setting: Setting, inputs: jax.Array) -> Trainer:
     Returns:
       The trainer; each function compiles once, whatever the task and learning rate.
     """
-    norm = NORM if arm.normalized else None
-    sizes = (inputs.shape[1], *[setting.width] * setting.depth, CLASSES)
+    shapes = model.perceptron(inputs.shape[1], [setting.width] * setting.depth, CLASSES)
+    return network_trainer(model.network(shapes, NORM if arm.normalized else None), arm, setting, inputs)
+
+
+def network_trainer(
+    network: model.Network, arm: Arm, strengths: Any, inputs: jax.Array, probe: int | None = None
+) -> Trainer:
+    """Builds the functions that train all seeds of one network in one arm.
+
+    Args:
+      network: Its parameters and what it computes; `arm.normalized` is not asked again.
+      arm: The method.
+      strengths: What the arm's functions read.
+      inputs: `(n, ...)` float32 as the network takes them, the same for all tasks and seeds.
+      probe: The network is measured, and renewed, on as many of them; all by default.
+
+    Returns:
+      The trainer; each function compiles once, whatever the task and learning rate.
+    """
+    probed = inputs[:probe]
 
     @jax.jit
     def init_optimizer(params: Any, rate: jax.Array) -> Any:
-        return arm.optimizer(rate, setting).init(params)
+        return arm.optimizer(rate, strengths).init(params)
 
     def init(seeds: jax.Array, rate: jax.Array, task: jax.Array) -> TrainState:
-        params = _init_params(seeds, task, sizes, norm)
+        params = _init_params(seeds, task, network)
         return TrainState(params, init_optimizer(params, rate))
 
     def loss(params: Any, x: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = model.apply(params, norm, x).logits
+        logits = network.apply(params, x).logits
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return jnp.mean(losses), _accuracy(logits, labels)
 
@@ -155,7 +181,7 @@ def make_trainer(arm: Arm, setting: Setting, inputs: jax.Array) -> Trainer:
         return jax.grad(loss, has_aux=True)(params, inputs[batch], labels[batch])
 
     def train(state: TrainState, rate: jax.Array, tasks: Tasks) -> tuple[TrainState, jax.Array]:
-        optimizer = arm.optimizer(rate, setting)
+        optimizer = arm.optimizer(rate, strengths)
 
         # Only the gradients are vmapped: under vmap the optimizer's `lax.cond` would measure at every step.
         def step(state: TrainState, batch: jax.Array) -> tuple[TrainState, jax.Array]:
@@ -167,9 +193,31 @@ def make_trainer(arm: Arm, setting: Setting, inputs: jax.Array) -> Trainer:
         return state, jnp.mean(accuracies, axis=0)
 
     def measure(state: TrainState, labels: jax.Array) -> dict[str, jax.Array]:
-        return _measure_motion(state.opt_state) | _measure_network(norm, state.params, inputs, labels)
+        of_network = _measure_network(network, state.params, probed, labels[:, : len(probed)])
+        return _measure_motion(state.opt_state) | of_network
 
-    return Trainer(init, jax.jit(train, donate_argnums=0, compiler_options=_compiler_options()), measure)
+    compiled = jax.jit(train, donate_argnums=0, compiler_options=_compiler_options())
+    return Trainer(init, compiled, measure, _renewal(network, arm, strengths, probed))
+
+
+def _renewal(
+    network: model.Network, arm: Arm, strengths: Any, inputs: jax.Array
+) -> Callable[[TrainState, jax.Array, jax.Array], TrainState] | None:
+    """The arm's `renew` of all seeds, whose moments lie in one optimizer state."""
+    change = arm.renew
+    if change is None:
+        return None
+
+    @jax.jit
+    def renew(state: TrainState, seeds: jax.Array, task: jax.Array) -> TrainState:
+        def renew_one(seed: jax.Array, params: Any) -> tuple[Any, dict[str, jax.Array]]:
+            activations = network.apply(params, inputs).activations
+            return change(stream(seed, _RENEWAL, task), params, activations, strengths)
+
+        params, changed = jax.vmap(renew_one)(seeds, state.params)
+        return TrainState(params, reset_moments(state.opt_state, changed) if changed else state.opt_state)
+
+    return renew
 
 
 def _compiler_options() -> dict[str, bool] | None:
@@ -180,7 +228,7 @@ def _compiler_options() -> dict[str, bool] | None:
 
 
 def run_task(
-    arm: Arm, trainer: Trainer, setting: Setting, state: TrainState, seeds: jax.Array, rate: jax.Array, task: jax.Array
+    arm: Arm, trainer: Trainer, setting: Schedule, state: TrainState, seeds: jax.Array, rate: jax.Array, task: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Trains and measures one task of all seeds; consumes `state`.
 
@@ -189,14 +237,16 @@ def run_task(
     """
     if arm.fresh:
         state = trainer.init(seeds, rate, task)
+    elif trainer.renew is not None and int(task) > 0:
+        state = trainer.renew(state, seeds, task)
     tasks = draw_task(seeds, task, setting.images, setting.steps, setting.batch_size)
     state, online = trainer.train(state, rate, tasks)
     return state, {"online_accuracy": online, **trainer.measure(state, tasks.labels)}
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _init_params(seeds: jax.Array, task: jax.Array, sizes: tuple[int, ...], norm: nj.NormTransform | None) -> Any:
-    return jax.vmap(lambda seed: model.init(stream(seed, _PARAMETERS, task), sizes, norm))(seeds)
+@functools.partial(jax.jit, static_argnums=2)
+def _init_params(seeds: jax.Array, task: jax.Array, network: model.Network) -> Any:
+    return jax.vmap(lambda seed: network.init(stream(seed, _PARAMETERS, task)))(seeds)
 
 
 def _accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -222,11 +272,9 @@ def _measure_motion(opt_state: Any) -> dict[str, jax.Array]:
 
 # Compiled apart from training, as the two functions above: all arms with norms share them.
 @functools.partial(jax.jit, static_argnums=0)
-def _measure_network(
-    norm: nj.NormTransform | None, params: Any, inputs: jax.Array, labels: jax.Array
-) -> dict[str, jax.Array]:
+def _measure_network(network: model.Network, params: Any, inputs: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     def measure(params: Any, labels: jax.Array) -> dict[str, jax.Array]:
-        output = model.apply(params, norm, inputs)
+        output = network.apply(params, inputs)
         return {
             "final_accuracy": _accuracy(output.logits, labels),
             "affine_norm": metrics.affine_norm(params),
