@@ -102,9 +102,13 @@ def _chosen(config: Config) -> str:
     if config.sgd_rate is not None and config.adam_rate is not None:
         return f"rates given: {config.sgd_rate:g} for SGD, {config.adam_rate:g} for Adam"
     grid = sweep.for_run(config)
+    rates = sorted({result["learning_rate"] for result in grid["results"]})
+    now = plain(config.setting())
+    other = [k for k, v in now.items() if k not in ("dataset", "first_seed") and grid["setting"].get(k) != v]
     return (
-        f"rates chosen on {grid['dataset']} by {grid['selection']}, on other seeds, among those of "
-        f"experiments/sweeps (`{grid['recorded']['command']}`)"
+        f"rates chosen on {grid['dataset']} among {', '.join(f'{rate:g}' for rate in rates)} by {grid['selection']}, on "
+        f"other seeds (`{grid['recorded']['command']}`)"
+        + (f"; the sweep was run with other settings: {', '.join(other)}" if other else "")
     )
 
 
