@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.image_classification import sweep
-from experiments.image_classification.arms import ARMS, MOMENTUM
+from experiments.image_classification.arms import ARMS, MOMENTUM, NAP
 from experiments.image_classification.config import Config
 from experiments.image_classification.corruptions import CORRUPTIONS
 from experiments.image_classification.summary import Found, Job, Row, at_reference, pairs, under_corruptions
@@ -28,7 +28,9 @@ def write(folder: Path, config: Config, found: Mapping[Job, Found], rows: Sequen
     """Writes `summary.json` and `summary.md` and prints the tables."""
     title, notes = _title(config), _notes(config)
     sheets = (
-        [_rates(rows)] if config.sweep else [_batches(rows, config), _corruptions(found, config), _nap(found, config)]
+        [_rates(rows)]
+        if config.sweep
+        else [_batches(rows, config), _corruptions(found, config), _nap(found, rows, config)]
     )
     sheets = [sheet for sheet in sheets if sheet.cells]
     write_json(folder / "summary.json", _content(title, notes, config, found, rows))
@@ -102,11 +104,10 @@ def _chosen(config: Config) -> str:
     if config.sgd_rate is not None and config.adam_rate is not None:
         return f"rates given: {config.sgd_rate:g} for SGD, {config.adam_rate:g} for Adam"
     grid = sweep.for_run(config)
-    rates = sorted({result["learning_rate"] for result in grid["results"]})
     now = plain(config.setting())
     other = [k for k, v in now.items() if k not in ("dataset", "first_seed") and grid["setting"].get(k) != v]
     return (
-        f"rates chosen on {grid['dataset']} among {', '.join(f'{rate:g}' for rate in rates)} by {grid['selection']}, on "
+        f"rates chosen on {grid['dataset']} by {grid['selection']}, * lowest or highest rate that was tried, on "
         f"other seeds (`{grid['recorded']['command']}`)"
         + (f"; the sweep was run with other settings: {', '.join(other)}" if other else "")
     )
@@ -120,20 +121,28 @@ def _rates(rows: Sequence[Row]) -> Sheet:
 
 
 def _batches(rows: Sequence[Row], config: Config) -> Sheet:
-    sizes = sorted(config.batch_sizes)
+    sizes, rates = sorted(config.batch_sizes), _reference_rates(rows, config)
     by_place = {(row.job.arm, row.job.batch_size): row for row in rows}
     headers = ["arm", f"rate at {config.reference_batch}", *(f"batch {size}" for size in sizes)]
     headers += [f"{sizes[0]} minus {config.reference_batch}"]
     cells = []
-    for arm in config.arms:
+    for arm in (arm for arm in config.arms if ARMS[arm].every_batch):
         mine = [by_place.get((arm, size)) for size in sizes]
-        row = next(row for row in rows if row.job.arm == arm)
-        # The rule turned around.
-        rate = row.job.learning_rate / ARMS[arm].rate(1.0, row.job.batch_size, config.reference_batch)
-        if ARMS[arm].every_batch:
-            change = mine[0].versus_reference if mine[0] else None
-            cells.append([ARMS[arm].label, f"{rate:g}", *map(_accuracy, mine), _signed(change)])
+        change = mine[0].versus_reference if mine[0] else None
+        cells.append([ARMS[arm].label, rates[arm], *map(_accuracy, mine), _signed(change)])
     return Sheet("Test accuracy by batch size", headers, cells)
+
+
+def _reference_rates(rows: Sequence[Row], config: Config) -> dict[str, str]:
+    """Each arm's rate at the reference batch, with a star where it is the lowest or highest of its sweep."""
+    # The rule of scaling turned around, rounded so that 0.1 / 64 * 64 is 0.1 again.
+    factors = {row.job: ARMS[row.job.arm].rate(1.0, row.job.batch_size, config.reference_batch) for row in rows}
+    rates = {row.job.arm: float(f"{row.job.learning_rate / factors[row.job]:.6g}") for row in rows}
+    needed = any((config.adam_rate if ARMS[arm].adam else config.sgd_rate) is None for arm in rates)
+    results = sweep.for_run(config)["results"] if needed else []
+    tried = {arm: [r["learning_rate"] for r in results if r["arm"] == arm] for arm in rates}
+    edges = {arm: (min(grid), max(grid)) for arm, grid in tried.items() if grid}
+    return {arm: f"{rate:g}{'*' if rate in edges.get(arm, ()) else ''}" for arm, rate in rates.items()}
 
 
 def _accuracy(row: Row | None) -> str:
@@ -157,11 +166,14 @@ def _corruptions(found: Mapping[Job, Found], config: Config) -> Sheet:
     return Sheet(f"Test accuracy under corruptions, batch {config.reference_batch}", ("arm", *names), cells)
 
 
-def _nap(found: Mapping[Job, Found], config: Config) -> Sheet:
+def _nap(found: Mapping[Job, Found], rows: Sequence[Row], config: Config) -> Sheet:
+    rates = _reference_rates(rows, config)
     cells = [
         [
             ARMS[pair.arm].label,
+            rates[pair.arm],
             str(pair.without),
+            rates[pair.arm + NAP],
             str(pair.with_nap),
             _signed(pair.difference),
             f"{pair.growth.mean:.2f}",
@@ -169,7 +181,7 @@ def _nap(found: Mapping[Job, Found], config: Config) -> Sheet:
         ]
         for pair in pairs(found, config)
     ]
-    headers = ("arm", "without NaP", "with NaP", "difference", "norm growth without", "with")
+    headers = ("arm", "rate", "without NaP", "rate", "with NaP", "difference", "norm growth without", "with")
     return Sheet(f"Normalize-and-Project, batch {config.reference_batch}", headers, cells)
 
 
