@@ -83,10 +83,6 @@ def make_trainer(arm: Arm, config: Config, sets: Sets, batch_size: int) -> Train
     steps = config.images_seen // batch_size
     # Running statistics forget over equally many images at every batch size.
     momentum = MOMENTUM ** (batch_size / config.reference_batch)
-    images, labels = jnp.asarray(standardized(sets.train.images, sets)), jnp.asarray(sets.train.labels)
-    # Together, so that the network is compiled once for both.
-    held_out = batched(Images(*map(np.concatenate, zip(sets.validation, sets.test, strict=True))), sets)
-    of_test = jnp.arange(held_out[1].size).reshape(held_out[1].shape) >= len(sets.validation.labels)
     network = lambda seed: arm.network(sizes, momentum, nnx.Rngs(jax.random.key(seed)))  # noqa: E731
     graph = nnx.graphdef(nnx.eval_shape(lambda: network(0)))
 
@@ -104,7 +100,7 @@ def make_trainer(arm: Arm, config: Config, sets: Sets, batch_size: int) -> Train
         logits = model(batch)
         return logits, nnx.split(model, nnx.Param, ...)[2]
 
-    def learn(state, run, rate, chunk):
+    def learn(state, run, rate, chunk, images, labels, held_out, of_test):
         tx = optimizer(arm, sizes, rate, steps)
 
         def step(state, chosen):
@@ -136,12 +132,24 @@ def make_trainer(arm: Arm, config: Config, sets: Sets, batch_size: int) -> Train
         hits, counted = right(state, batches, wanted)
         return jnp.sum(hits) / jnp.sum(counted)
 
+    compiled, given = over_runs(learn, config.devices), _data(sets)
     return Trainer(
         init,
-        over_runs(learn, config.devices),
+        lambda state, runs, rate, chunk: compiled(state, runs, rate, chunk, *given),
         over_runs(accuracy, config.devices, mapped=1),
         jax.jit(lambda params, statistics, batch: applied(params, statistics, batch)[1]),
     )
+
+
+def _data(sets: Sets) -> tuple[Any, ...]:
+    """Training images and labels, and batches for validation and test with which of them are for the test.
+
+    Arguments of the compiled function: as its constants they would be compiled along with it.
+    """
+    # Together, so that the network is compiled once for both.
+    held_out = batched(Images(*map(np.concatenate, zip(sets.validation, sets.test, strict=True))), sets)
+    of_test = jnp.arange(held_out[1].size).reshape(held_out[1].shape) >= len(sets.validation.labels)
+    return jnp.asarray(standardized(sets.train.images, sets)), jnp.asarray(sets.train.labels), held_out, of_test
 
 
 def standardized(images: np.ndarray, sets: Sets) -> np.ndarray:
