@@ -51,54 +51,58 @@ def draw(path: Path, config: Config, found: Mapping[Job, Found]) -> None:
       config: The run.
       found: Records by job.
     """
-    figure = Figure(figsize=(16, 7.2), layout="constrained")
+    figure = Figure(figsize=(16, 7), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplot_mosaic(
         [["residual", "transformer", "corrupted"], ["residual", "nap", "corrupted"]],
         width_ratios=[1.25, 1.0, 1.55],
         height_ratios=[1.5, 1.0],
     )
-    for name, adam in (("residual", False), ("transformer", True)):
+    for name, adam, title in (("residual", False, "residual networks"), ("transformer", True, "vision transformers")):
         drawn = [arm for arm in STYLES if arm in config.arms and ARMS[arm].adam == adam]
         _over_batches(panels[name], config, found, drawn)
-    panels["residual"].set_title("residual networks: test accuracy by batch size,\nequally many images seen")
-    panels["transformer"].set_title("vision transformers")
+        panels[name].set_title(f"{title} as batches shrink")
     _corrupted(panels["corrupted"], config, found)
     _nap(panels["nap"], config, found)
+    for panel in panels.values():
+        panel.set_visible(panel.has_data())
     figure.savefig(path, dpi=110)
 
 
 def _over_batches(panel: Axes, config: Config, found: Mapping[Job, Found], arms: Iterable[str]) -> None:
-    sizes = sorted(config.batch_sizes)
+    """Means with intervals, the largest batch on the left and names at the smallest, where arms differ most."""
+    sizes = sorted(config.batch_sizes, reverse=True)
     by_place = {(job.arm, job.batch_size): values.series["test"][-1] for job, values in found.items()}
+    complete = [arm for arm in arms if all((arm, size) in by_place for size in sizes)]
     ends: dict[str, float] = {}
-    for index, arm in enumerate(arms):
-        places = [place for place, size in enumerate(sizes) if (arm, size) in by_place]
-        if not places:
-            continue
-        intervals = [t_interval(by_place[arm, sizes[place]]) for place in places]
+    for index, arm in enumerate(complete):
+        intervals = [t_interval(by_place[arm, size]) for size in sizes]
         means, widths = (np.array(column) for column in zip(*intervals, strict=True))
         style = STYLES[arm]
         # Side by side, so that intervals do not cover each other.
-        aside = np.array(places) + 0.03 * (index - 4)
-        options = {"color": style.color, "linestyle": style.dashes, "linewidth": style.width}
-        bars = panel.errorbar(aside, means, yerr=np.nan_to_num(widths), fmt="o", markersize=3.5, capsize=2, **options)
-        for bar in bars[2]:
-            bar.set_alpha(0.45)
-            bar.set_linestyle("-")
+        places = np.arange(len(sizes)) + 0.04 * (index - len(complete) / 2)
+        options = {"color": style.color, "linewidth": style.width}
+        panel.plot(places, means, linestyle=style.dashes, marker="o", markersize=3.5, **options)
+        bars = {"fmt": "none", "ecolor": style.color, "elinewidth": 1.0, "capsize": 2, "alpha": 0.45}
+        panel.errorbar(places, means, yerr=np.nan_to_num(widths), **bars)
         ends[arm] = float(means[-1])
     panel.set_xticks(range(len(sizes)), [str(size) for size in sizes])
-    panel.set(xlabel="images per step")
-    panel.set_xlim(-0.3, len(sizes) - 0.8 + 0.55 * len(sizes))
+    panel.set(xlabel="images per step", ylabel="test accuracy")
+    panel.set_xlim(-0.3, len(sizes) - 0.7 + 0.8 * len(sizes))
     panel.grid(alpha=0.3)
+    _name(panel, ends, len(sizes) - 0.75)
+
+
+def _name(panel: Axes, ends: Mapping[str, float], x: float) -> None:
+    """Writes each arm's name beside its last point."""
     low, high = panel.get_ylim()
-    places = _spread(list(ends.values()), LABEL_GAP * (high - low) * (1 if len(ends) > 4 else 2))
-    for (arm, end), height in zip(ends.items(), places, strict=True):
+    # Few arms stand in a low panel, where a line of text takes more of the height.
+    gap = LABEL_GAP * (high - low) * (1 if len(ends) > 4 else 2)
+    for (arm, end), height in zip(ends.items(), _spread(list(ends.values()), gap), strict=True):
         style = STYLES[arm]
-        x = len(sizes) - 0.8
-        panel.plot([x, x + 0.15], [end, height], color=style.color, linewidth=0.6)
+        panel.plot([x, x + 0.2], [end, height], color=style.color, linewidth=0.6)
         weight = "bold" if style.width > 2 else "normal"
-        panel.text(x + 0.2, height, ARMS[arm].label, color=style.color, fontsize=9, va="center", weight=weight)
+        panel.text(x + 0.25, height, ARMS[arm].label, color=style.color, fontsize=9, va="center", weight=weight)
 
 
 def _spread(heights: Sequence[float], gap: float) -> np.ndarray:
@@ -124,8 +128,8 @@ def _corrupted(panel: Axes, config: Config, found: Mapping[Job, Found]) -> None:
             labels.append(ARMS[arm].label + (", estimated anew" if way == "estimated anew" else ""))
             cells.append([100 * float(np.mean(by_name[name])) for name in names])
     accuracies = np.array(cells).reshape(-1, len(names))
-    panel.set_title("accuracy on corrupted test images in %, by corruption\n(colour: points lost against clean images)")
-    panel.set_xticks(range(len(names)), names)
+    panel.set_title("test accuracy in % on corrupted images\n(colour: points lost against clean ones)")
+    panel.set_xticks(range(len(names)), names, fontsize=9)
     panel.xaxis.tick_top()
     panel.set_yticks(range(len(labels)), labels, fontsize=9)
     for label in panel.get_yticklabels():
@@ -149,14 +153,13 @@ def _corrupted(panel: Axes, config: Config, found: Mapping[Job, Found]) -> None:
 
 def _nap(panel: Axes, config: Config, found: Mapping[Job, Found]) -> None:
     compared = pairs(found, config)
-    panel.axvline(0, color="#000000", linewidth=0.8)
     for place, pair in enumerate(compared):
-        width = np.nan_to_num(pair.difference.half_width)
-        mean = 100 * pair.difference.mean
-        panel.errorbar(mean, place, xerr=100 * width, fmt="o", color="#0072B2", capsize=3)
-        text = f"norms grow {pair.growth.mean:.2f}-fold without"
-        panel.text(mean, place + 0.22, text, ha="center", fontsize=8, color="#555555")
-    panel.set_yticks(range(len(compared)), [ARMS[pair.arm].label for pair in compared], fontsize=9)
-    panel.set_ylim(-0.6, max(len(compared), 1) - 0.3)
-    panel.set(title="test accuracy with NaP minus without", xlabel="points")
+        mean, width = 100 * pair.difference.mean, 100 * np.nan_to_num(pair.difference.half_width)
+        panel.errorbar(mean, place, xerr=width, fmt="o", color="#0072B2", capsize=3)
+    if compared:
+        panel.axvline(0, color="#000000", linewidth=0.8)
+    labels = [f"{ARMS[pair.arm].label}\n(norms grow {pair.growth.mean:.2f}-fold without)" for pair in compared]
+    panel.set_yticks(range(len(compared)), labels, fontsize=9)
+    panel.set_ylim(-0.5, max(len(compared), 1) - 0.5)
+    panel.set(title="with NaP minus without", xlabel=f"test accuracy in points, batch {config.reference_batch}")
     panel.grid(alpha=0.3, axis="x")
