@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def over_runs(function: Callable[..., Any], devices: int, mapped: int = 2) -> Callable[..., Any]:
@@ -26,4 +26,6 @@ def over_runs(function: Callable[..., Any], devices: int, mapped: int = 2) -> Ca
 
     # No check of what varies over devices: the scan starts from constants and goes on with what does.
     sharded = jax.shard_map(local, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)
-    return jax.jit(lambda *arguments: sharded(arguments[:mapped], arguments[mapped:]))
+    compiled, place = jax.jit(sharded), NamedSharding(mesh, split)
+    # Placed first: a state fresh from `init` and one that a call returned would each be compiled for.
+    return lambda *arguments: compiled(jax.device_put(arguments[:mapped], place), arguments[mapped:])
