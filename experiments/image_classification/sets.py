@@ -44,13 +44,7 @@ def load(config: Config) -> Sets:
     splits = split_names(list(available))
     train, validation, test = (data.load(config.dataset, split, config.data_dir) for split in splits)
     train = Images(train.images[: config.images], train.labels[: config.images])
-    height, width, _ = train.images.shape[1:]
-    step = config.shrink * config.patch
-    if height != width or height % step:
-        raise UsageError(
-            f"{config.dataset} has images of {height}x{width}; expected square ones, with sides that are a multiple of "
-            f"--shrink {config.shrink} times --patch {config.patch}."
-        )
+    _check_sides(config, *train.images.shape[1:3])
     white = float(train.images.max())
 
     def made(part: Images) -> Images:
@@ -58,6 +52,19 @@ def load(config: Config) -> Sets:
 
     classes = 1 + max(int(part.labels.max()) for part in (train, validation, test))
     return Sets(made(train), made(validation), made(test), splits, classes)
+
+
+def _check_sides(config: Config, height: int, width: int) -> None:
+    found = f"{config.dataset} has images of {height}x{width}; expected square ones, with sides that are a multiple of"
+    if height != width or height % config.shrink:
+        raise UsageError(f"{found} --shrink {config.shrink}.")
+    side = height // config.shrink
+    if side % config.patch:
+        fitting = ", ".join(str(patch) for patch in range(1, side + 1) if side % patch == 0)
+        raise UsageError(
+            f"{found} --shrink {config.shrink} times --patch {config.patch}; with this --shrink, --patch may be "
+            f"{fitting}."
+        )
 
 
 def split_names(there: Collection[str]) -> tuple[str, str, str]:

@@ -211,8 +211,10 @@ def test_sets():
     assert split_names(["train", "validation"]) == ("train[:90%]", "train[90%:]", "validation")
     pixels = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1)
     np.testing.assert_array_equal(shrunk(pixels, 2)[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
-    with pytest.raises(UsageError, match=r"digits has images of 8x8; .*--shrink 2 times --patch 8"):
+    with pytest.raises(UsageError, match=r"digits has images of 8x8; .* --patch may be 1, 2, 4"):
         load(Config(dataset="digits", patch=8))
+    with pytest.raises(UsageError, match=r"digits has images of 8x8; .* multiple of --shrink 3"):
+        load(Config(dataset="digits", shrink=3))
 
 
 def test_summary_and_figure_of_known_numbers(tmp_path, monkeypatch):
