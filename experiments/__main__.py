@@ -11,6 +11,7 @@ from experiments import (
     accuracy,
     atari,
     continual_batchnorm,
+    image_classification,
     inference_cost,
     language_model,
     memorisation,
@@ -45,6 +46,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "throughput": Experiment(throughput.Config, throughput.run),
     "twin": Experiment(twin.Config, twin.run),
     "language_model": Experiment(language_model.Config, language_model.run),
+    "image_classification": Experiment(image_classification.Config, image_classification.run),
 }
 
 

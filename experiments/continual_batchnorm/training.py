@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
 
 from experiments.continual_batchnorm.arms import Arm
 from experiments.continual_batchnorm.config import Config
 from experiments.continual_batchnorm.stream import Split, make_stream
 from experiments.data import Images
+from experiments.devices import over_runs
 from normjax.models import ResNet, ResNetConfig
 from normjax.models.resnet import Stem
 
@@ -104,20 +104,7 @@ def make_trainer(arm: Arm, config: Config, split: Split) -> Trainer:
         }
         return state, {"loss": jnp.mean(costs)} | accuracies
 
-    return Trainer(_over_runs(init, config.devices), _over_runs(learn, config.devices))
-
-
-def _over_runs(function: Callable[..., Any], devices: int) -> Callable[..., Any]:
-    """Maps over runs one after the other: `vmap` would make grouped convolutions of the networks' own."""
-    mesh, split, whole = Mesh(np.asarray(jax.devices()[:devices]), ("runs",)), PartitionSpec("runs"), PartitionSpec()
-
-    def local(of_runs, common):
-        return jax.lax.map(lambda of_run: function(*of_run, *common), of_runs)
-
-    # No check of what varies over devices: the scan starts from constants and goes on with what does.
-    sharded = jax.shard_map(local, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)
-    # What follows state and runs, the task, is the same for all.
-    return jax.jit(lambda *arguments: sharded(arguments[:2], arguments[2:]))
+    return Trainer(over_runs(init, config.devices), over_runs(learn, config.devices))
 
 
 def _network(arm: Arm, config: Config, split: Split, classes: int, seed: Any) -> ResNet:

@@ -12,10 +12,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from experiments import UsageError
-from experiments.data import embedded, preflight
+from experiments.data import embedded, photos, preflight
 
 # Builders are Any here: TFDS builds their signatures with decorators that type checkers do not see through.
-EMBEDDED: dict[str, Any] = {"digits": embedded.Digits, "mnist": embedded.Mnist}
+EMBEDDED: dict[str, Any] = {"digits": embedded.Digits, "mnist": embedded.Mnist, "photos": photos.Photos}
 
 
 class Images(NamedTuple):
@@ -51,7 +51,8 @@ def load(name: str, split: str = "train", data_dir: Path | str | None = None) ->
     """Loads a split of an image-classification dataset, preparing it on first use.
 
     Args:
-      name: `"digits"` or `"mnist"` (embedded, no network), else any TFDS name: `"cifar10"`, `"svhn_cropped"`, ...
+      name: `"digits"`, `"mnist"` or `"photos"` (embedded, no network), else any TFDS name: `"cifar10"`,
+        `"svhn_cropped"`, ...
       split: A TFDS split: `"train"`, `"train[:512]"`, ...
       data_dir: Where prepared datasets lie; `None` is `default_data_dir()`.
 

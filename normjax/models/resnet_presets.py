@@ -1,7 +1,7 @@
 """Residual networks of the literature as configurations: norms and where they sit; the sizes are arguments.
 
 Each function passes on any field of `ResNetConfig` (`depths`, `widths`, `bottleneck`, `stem`, ...). Batch norms are
-torch's, whose running statistics have momentum 0.9 and the unbiased variance.
+torch's, whose running statistics have momentum 0.9, unless told otherwise, and the unbiased variance.
 """
 
 from typing import Any
@@ -58,10 +58,11 @@ def _by_site(make: Any, zero_last: bool) -> Any:
     return lambda site: {"joined": None, "last": last}.get(site.kind, usual)
 
 
-def bn(*, zero_last: bool = False, **sizes: Any) -> ResNetConfig:
+def bn(*, momentum: float = 0.9, zero_last: bool = False, **sizes: Any) -> ResNetConfig:
     """Batch normalization after every convolution (ResNet).
 
     Args:
+      momentum: Weight of the old running statistics.
       zero_last: Whether each branch's last scale starts at 0, so that blocks start as the identity.
       **sizes: Fields of `ResNetConfig`.
 
@@ -78,7 +79,7 @@ def bn(*, zero_last: bool = False, **sizes: Any) -> ResNetConfig:
     """
 
     def make(**inits: Any) -> NormTransform:
-        return batch_norm(momentum=0.9, unbiased=True, **inits)
+        return batch_norm(momentum=momentum, unbiased=True, **inits)
 
     fields: dict[str, Any] = {"norms": _by_site(make, zero_last)}
     return ResNetConfig(**fields | sizes)
@@ -145,11 +146,12 @@ def bcn_ws(
     return ResNetConfig(**fields | sizes)
 
 
-def ibn_a(*, ratio: float = 0.5, **sizes: Any) -> ResNetConfig:
+def ibn_a(*, ratio: float = 0.5, momentum: float = 0.9, **sizes: Any) -> ResNetConfig:
     """IBN-Net a: instance and batch normalization side by side first in each block of the stages 1 to 3.
 
     Args:
       ratio: The part of the channels that instance normalization gets.
+      momentum: Of batch normalization, as in `bn`.
       **sizes: Fields of `ResNetConfig`.
 
     Returns:
@@ -164,7 +166,8 @@ def ibn_a(*, ratio: float = 0.5, **sizes: Any) -> ResNetConfig:
       Pan et al. 2018, [Two at Once: Enhancing Learning and Generalization Capacities via
       IBN-Net](https://arxiv.org/abs/1807.09441).
     """
-    batch, both = batch_norm(momentum=0.9, unbiased=True), instance_batch_norm(ratio=ratio)
+    batch = batch_norm(momentum=momentum, unbiased=True)
+    both = instance_batch_norm(ratio=ratio, momentum=momentum)
 
     def norms(site: Site) -> NormTransform | None:
         if site.kind == "joined":

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
 from experiments import UsageError, data
-from experiments.data import preflight
+from experiments.data import photos, preflight
 
 
 def _sorted_rows(images):
@@ -33,6 +33,30 @@ def test_mnist_has_500_images_of_each_class(data_dir):
     assert loaded.images.shape == (5000, 28, 28, 1)
     assert loaded.images.max() == 255
     np.testing.assert_array_equal(np.bincount(loaded.labels), np.full(10, 500))
+
+
+def test_photos_are_crops_of_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(photos, "PER_PICTURE", {"train": 3, "validation": 1, "test": 2})
+    for split, count in photos.PER_PICTURE.items():
+        loaded = data.load("photos", split, tmp_path)
+        assert loaded.images.shape == (8 * count, 32, 32, 3)
+        np.testing.assert_array_equal(np.bincount(loaded.labels), np.full(8, count))
+    for image, label in zip(loaded.images, loaded.labels, strict=True):
+        whole = photos.picture(list(photos.PICTURES)[label])
+        corners = np.lib.stride_tricks.sliding_window_view(whole, image.shape)[:, :, 0, :2, :2].reshape(-1, 12)
+        assert (corners == image[:2, :2].reshape(-1)).all(axis=1).any()
+
+
+def test_photos_of_two_splits_share_no_pixel():
+    names = np.arange(330 * 400, dtype=np.int32).reshape(330, 400, 1)
+    splits = {split: photos.crops(names, split, 200, np.random.default_rng(0)) for split in photos.PER_PICTURE}
+    assert all(found.shape == (200, 32, 32, 1) for found in splits.values())
+    seen = {split: set(found.reshape(-1).tolist()) for split, found in splits.items()}
+    assert not seen["train"] & seen["test"]
+    assert not seen["train"] & seen["validation"]
+    assert not seen["validation"] & seen["test"]
+    # All squares are used: three fifths of them to learn, one fifth each for the others.
+    assert [len(photos.squares(320, 384, split)) for split in seen] == [18, 6, 6]
 
 
 def test_images_keep_their_labels(data_dir):
