@@ -1,13 +1,14 @@
 """Meshes, and the few rules that need saying: which axis of a mesh each named axis of a parameter is cut along.
 
-The parameters of the transformers in `normjax.models` carry names: `embed` (the stream), `heads`, `kv_heads`, `mlp`,
-`vocab`, `positions`, `norm` (scales of norms, gates) and `layers` (stacked blocks). A table of rules maps names to axes
-of a mesh; everything else follows from it: optimizer states keep the boxes of the parameters they belong to, and what
-has no name is replicated. Under `jax.jit` the compiler inserts the collectives.
+The parameters of the models in `normjax.models` (language model, encoder, ViT, DiT, nGPT, ResNet, MLP) carry names:
+`embed` (the stream), `heads`, `kv_heads`, `mlp` (what lies inside of a block), `vocab`, `positions`, `norm` (scales and
+statistics of norms on the stream, gates) and `layers` (stacked blocks). The axis of classes has no name: few divide. A
+table of rules maps names to axes of a mesh; everything else follows from it: optimizer states keep the boxes of the
+parameters they belong to, and what has no name is replicated. Under `jax.jit` the compiler inserts the collectives.
 
 The axes of the mesh are `Auto`: with `Explicit` ones a model has to say the sharding of each product itself. Two things
-remain to be said: `TransformerConfig(stream_sharding=batch_sharding(mesh))`, else the compiler may cut the stream as it
-finds the parameters cut, and `out_shardings=shardings((model, opt_state), mesh, rules)` where a step is jitted, else it
+remain to be said: `stream_sharding=batch_sharding(mesh)` of the model or of its configuration, else the compiler may cut
+the stream as it finds the parameters cut, and `out_shardings=shardings((model, opt_state), mesh, rules)` where a step is jitted, else it
 may return small parameters somewhere else than it got them.
 """
 

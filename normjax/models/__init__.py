@@ -6,8 +6,6 @@ from normjax.models.attention import Attention as Attention
 from normjax.models.attention import AttentionKind as AttentionKind
 from normjax.models.cswin import CSWinBlock as CSWinBlock
 from normjax.models.dit import DiT as DiT
-from normjax.models.dit import patchify as patchify
-from normjax.models.dit import unpatchify as unpatchify
 from normjax.models.dit_block import Conditioning as Conditioning
 from normjax.models.dit_block import DiTBlock as DiTBlock
 from normjax.models.dit_block import ada_layer_norm_zero as ada_layer_norm_zero
@@ -28,6 +26,8 @@ from normjax.models.mlp_classifier import MLPClassifier as MLPClassifier
 from normjax.models.ngpt import NGPT as NGPT
 from normjax.models.ngpt import ngpt_projection as ngpt_projection
 from normjax.models.ngpt_block import NGPTBlock as NGPTBlock
+from normjax.models.patches import patchify as patchify
+from normjax.models.patches import unpatchify as unpatchify
 from normjax.models.polarized_attention import ParallelPolarizedAttention as ParallelPolarizedAttention
 from normjax.models.polarized_attention import SequentialPolarizedAttention as SequentialPolarizedAttention
 from normjax.models.residual import Residual as Residual

@@ -7,61 +7,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normjax import _checks
+from normjax.models._axes import linear_names, named, named_norm
+from normjax.models._depth import carries, equal_blocks
 from normjax.models.dit_block import Conditioning, DiTBlock, abstract_context, ada_layer_norm_zero
-from normjax.nnx import Norm
+from normjax.models.patches import patchify, unpatchify
 from normjax.norms import sinusoidal_embedding
 
 _ZEROS, _SMALL = nnx.initializers.zeros_init(), nnx.initializers.normal(0.02)
 _XAVIER = nnx.initializers.xavier_uniform()
-
-
-def patchify(images: jax.Array, patch: int) -> jax.Array:
-    """Cuts images into square patches, row by row.
-
-    Args:
-      images: `(batch, height, width, channels)`.
-      patch: Side of a patch; divides height and width.
-
-    Returns:
-      `(batch, patches, patch * patch * channels)`.
-
-    Raises:
-      ValueError: If the patches do not fill the image.
-
-    Example:
-      >>> import jax.numpy as jnp, normjax as nj
-      >>> nj.models.patchify(jnp.zeros((1, 4, 6, 3)), 2).shape
-      (1, 6, 12)
-    """
-    if images.ndim != 4 or images.shape[1] % patch or images.shape[2] % patch:
-        raise ValueError(
-            f"expected images (batch, height, width, channels) with sides divisible by patch={patch}, got "
-            f"{tuple(images.shape)}."
-        )
-    batch, height, width, channels = images.shape
-    cut = images.reshape(batch, height // patch, patch, width // patch, patch, channels)
-    return cut.swapaxes(2, 3).reshape(batch, -1, patch * patch * channels)
-
-
-def unpatchify(patches: jax.Array, height: int, width: int, patch: int) -> jax.Array:
-    """Puts patches together again.
-
-    Args:
-      patches: `(batch, patches, patch * patch * channels)`.
-      height, width: Of the images.
-      patch: Side of a patch.
-
-    Returns:
-      `(batch, height, width, channels)`.
-
-    Example:
-      >>> import jax.numpy as jnp, normjax as nj
-      >>> x = jnp.arange(24.0).reshape(1, 4, 6, 1)
-      >>> bool((nj.models.unpatchify(nj.models.patchify(x, 2), 4, 6, 2) == x).all())
-      True
-    """
-    cut = patches.reshape(patches.shape[0], height // patch, width // patch, patch, patch, -1)
-    return cut.swapaxes(2, 3).reshape(patches.shape[0], height, width, -1)
 
 
 class DiT(nnx.Module):
@@ -101,6 +54,9 @@ class DiT(nnx.Module):
         time_features: int = 256,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
+        scan: bool = False,
+        remat: bool = False,
+        stream_sharding: jax.sharding.Sharding | None = None,
         rngs: nnx.Rngs,
     ):
         """Makes the embedders, `blocks`, `final_norm` and `out`.
@@ -118,6 +74,9 @@ class DiT(nnx.Module):
           time_features: Of the sinusoidal embedding of the timestep.
           dtype: Dtype to compute in; `None` is that of input and parameters together.
           param_dtype: Dtype of the matrices; those of the norms are float32.
+          scan: Whether the blocks are one compiled loop with stacked parameters, `blocks[0]`.
+          remat: Whether the backward pass computes each block again instead of keeping what is inside.
+          stream_sharding: As in `TransformerConfig`.
           rngs: Random streams; `params` is used.
 
         Raises:
@@ -134,17 +93,22 @@ class DiT(nnx.Module):
         self.shape, self.patch, self.time_features = shape, patch, time_features
         self.token, self.time_of = conditioning.token, conditioning.time
         dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-        self.embedding = nnx.Linear(patch * patch * channels, features, kernel_init=_XAVIER, **dtypes, rngs=rngs)
-        self.time_hidden = nnx.Linear(time_features, features, kernel_init=_SMALL, **dtypes, rngs=rngs)
-        self.time_out = nnx.Linear(features, features, kernel_init=_SMALL, **dtypes, rngs=rngs)
-        self.label_embedding = nnx.Embed(classes + 1, features, embedding_init=_SMALL, **dtypes, rngs=rngs)
-        hidden = 4 * features if hidden is None else hidden
-        self.blocks = nnx.List(
-            [DiTBlock(features, heads, hidden, conditioning=conditioning, **dtypes, rngs=rngs) for _ in range(layers)]
-        )
-        self.final_norm = Norm(conditioning.final, features, **abstract_context(features), rngs=rngs)
+        self.scan, self.remat, self.stream_sharding, self.layers = scan, remat, stream_sharding, layers
+
+        def linear(inputs, outputs, init, *names):
+            return nnx.Linear(inputs, outputs, kernel_init=init, **linear_names(*names), **dtypes, rngs=rngs)
+
+        self.embedding = linear(patch * patch * channels, features, _XAVIER, None, "embed")
+        self.time_hidden = linear(time_features, features, _SMALL, None, "mlp")
+        self.time_out = linear(features, features, _SMALL, "mlp", "embed")
+        labels: dict[str, Any] = {"embedding_init": _SMALL, "embedding_metadata": named(None, "embed"), **dtypes}
+        self.label_embedding = nnx.Embed(classes + 1, features, **labels, rngs=rngs)
+        sizes = (features, heads, 4 * features if hidden is None else hidden)
+        make = lambda rngs: DiTBlock(*sizes, conditioning=conditioning, **dtypes, rngs=rngs)  # noqa: E731
+        self.blocks = equal_blocks(make, layers, rngs, scan)
+        self.final_norm = named_norm(conditioning.final, features, rngs, **abstract_context(features))
         outputs = patch * patch * (channels if out_channels is None else out_channels)
-        self.out = nnx.Linear(features, outputs, kernel_init=_ZEROS, **dtypes, rngs=rngs)
+        self.out = linear(features, outputs, _ZEROS, "embed", None)
 
     def __call__(self, x: jax.Array, time: jax.Array, label: jax.Array) -> jax.Array:
         """Predicts.
@@ -169,8 +133,9 @@ class DiT(nnx.Module):
         if self.token:
             tokens = jnp.concatenate([condition[:, None].astype(tokens.dtype), tokens], axis=1)
         context: dict[str, Any] = {"condition": condition, "time": time if self.time_of is None else self.time_of(time)}
-        for block in self.blocks:
-            tokens = block(tokens, **context)
+        lengths = (self.layers,) if self.scan else (0,) * self.layers
+        how: dict[str, Any] = {"remat": self.remat, "sharding": self.stream_sharding}
+        *_, tokens = carries(self.blocks, lengths, tokens, context, **how)
         patches = self.final_norm(tokens[:, 1:] if self.token else tokens, **context)
         return unpatchify(self.out(patches), height, width, self.patch)
 

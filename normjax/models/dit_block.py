@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from normjax.models._axes import named_norm
 from normjax.models.attention import Attention, AttentionKind
 from normjax.models.mlp import MLP
 from normjax.nnx import Norm
@@ -139,7 +140,8 @@ class DiTBlock(nnx.Module):
         self.attention = Attention(features, heads=heads, kind=kind, **common, rngs=rngs)
         self.ffn = MLP(features, hidden, activation=activation, gated=gated, **common, rngs=rngs)
         context = abstract_context(features if condition_features is None else condition_features)
-        self.attention_norm, self.ffn_norm = (Norm(conditioning.norm, features, **context, rngs=rngs) for _ in range(2))
+        make = lambda: named_norm(conditioning.norm, features, rngs, **context)  # noqa: E731
+        self.attention_norm, self.ffn_norm = make(), make()
 
     def __call__(self, x: jax.Array, *, condition: jax.Array, time: jax.Array) -> jax.Array:
         """The block's step.

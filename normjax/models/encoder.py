@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normjax import _checks
+from normjax.models._axes import linear_names, named, named_norm
 from normjax.models.transformer import Transformer, TransformerConfig
-from normjax.nnx import Norm
 
 _EMBEDDING_INIT = nnx.initializers.normal(0.02)
 
@@ -35,10 +35,10 @@ class MaskedHead(nnx.Module):
           rngs: Random streams; `params` is used.
         """
         dtypes: dict[str, Any] = {"dtype": config.dtype, "param_dtype": config.param_dtype}
-        init = config.kernel_init
-        self.dense = nnx.Linear(config.features, config.features, kernel_init=init, **dtypes, rngs=rngs)
-        self.norm = Norm(config.placement.norm, config.features, rngs=rngs)
-        self.bias = nnx.Param(jnp.zeros((vocabulary,), config.param_dtype))
+        options: dict[str, Any] = {"kernel_init": config.kernel_init, **linear_names("embed", None), **dtypes}
+        self.dense = nnx.Linear(config.features, config.features, **options, rngs=rngs)
+        self.norm = named_norm(config.placement.norm, config.features, rngs)
+        self.bias = nnx.Param(jnp.zeros((vocabulary,), config.param_dtype), **named("vocab"))
         self.activation = config.activation
 
     def __call__(self, y: jax.Array, embedding: nnx.Embed) -> jax.Array:
@@ -97,14 +97,16 @@ class Encoder(nnx.Module):
         _checks.check_count("vocabulary", vocabulary, 1)
         dtypes: dict[str, Any] = {"param_dtype": config.param_dtype, "dtype": config.dtype}
 
-        def embed(count):
-            options = {"embedding_init": embedding_init, **dtypes}
-            return None if count is None else nnx.Embed(count, config.features, **options, rngs=rngs)
+        def embed(count, name):
+            options = {"embedding_init": embedding_init, "embedding_metadata": named(name, "embed"), **dtypes}
+            return nnx.Embed(count, config.features, **options, rngs=rngs)
 
-        self.embedding = nnx.Embed(vocabulary, config.features, embedding_init=embedding_init, **dtypes, rngs=rngs)
-        self.position_embedding, self.type_embedding = embed(max_tokens), embed(types)
+        self.embedding = embed(vocabulary, "vocab")
+        self.position_embedding = None if max_tokens is None else embed(max_tokens, "positions")
+        self.type_embedding = None if types is None else embed(types, None)
         self.stack = Transformer(config, rngs=rngs)
         wide, init = config.features, config.kernel_init
+        dtypes |= linear_names("embed", None)
         self.pooler = nnx.Linear(wide, wide, kernel_init=init, **dtypes, rngs=rngs) if pooler else None
         self.head = MaskedHead(config, vocabulary, rngs=rngs) if masked_head else None
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normjax import _checks
-from normjax.nnx import Norm
+from normjax.models._axes import linear_names, named_norm
 from normjax.precision import promote
 from normjax.transform import NormTransform
 
@@ -60,11 +60,17 @@ class MLPClassifier(nnx.Module):
             _checks.check_count("features, widths and classes", count, 1)
         dtypes = {"param_dtype": param_dtype, "rngs": rngs}
         options = {"kernel_init": kernel_init, "use_bias": norm is None, "dtype": dtype, **dtypes}
+        # The first layer makes a stream, as an embedding of patches does, the others go out of it and back.
+        names = ["mlp" if index % 2 else "embed" for index in range(len(widths))]
+        ends = [linear_names(*pair) for pair in zip((None, *names), (*names, None), strict=True)]
         sizes = list(zip((features, *widths), widths, strict=False))
         self.activation, self.remat = activation, remat
-        self.hidden = nnx.List([nnx.Linear(inputs, outputs, **options) for inputs, outputs in sizes])
-        self.norms = nnx.List([] if norm is None else [Norm(norm, width, rngs=rngs) for width in widths])
-        self.head = nnx.Linear((features, *widths)[-1], classes, **dtypes)
+        layers = zip(sizes, ends, strict=False)
+        self.hidden = nnx.List([nnx.Linear(*size, **options, **metadata) for size, metadata in layers])
+        self.norms = nnx.List()
+        for width, name in zip(widths, names, strict=True) if norm is not None else ():
+            self.norms.append(named_norm(norm, width, rngs, "mlp" if name == "mlp" else "norm"))
+        self.head = nnx.Linear((features, *widths)[-1], classes, **dtypes, **ends[-1])
 
     def __call__(self, x: jax.Array, *, use_running_average: bool | None = None, **context: Any) -> jax.Array:
         """Classifies vectors.

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normjax import _checks
+from normjax.models._axes import linear_names, named
+from normjax.models._depth import carries, equal_blocks
 from normjax.models.ngpt_block import EMBEDDING_AXES, ROPE, NGPTBlock, Rotation, unit_init
 from normjax.norms import ngpt_scale
 
@@ -39,13 +41,15 @@ def ngpt_projection(params: Any) -> dict[str, Any]:
     is_box = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
     leaves = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_box)[0]
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    ranks = {name: jnp.ndim(jax.tree.leaves(leaf)[0]) for name, (_, leaf) in zip(names, leaves, strict=True)}
     matrices = {n: n.split("/")[-2] for n in names if n.endswith(("/kernel", "embedding/embedding"))}
     if not matrices or not set(matrices.values()) <= set(EMBEDDING_AXES):
         raise ValueError(
             "expected the parameters of an NGPT or an NGPTBlock, with matrices named "
             f"{', '.join(sorted(EMBEDDING_AXES))}; got {names}."
         )
-    axes = {name: EMBEDDING_AXES[kind] for name, kind in matrices.items()}
+    # Stacked blocks have an axis before those of a matrix.
+    axes = {name: EMBEDDING_AXES[kind] + ranks[name] - 2 for name, kind in matrices.items()}
     return {"radius": 1.0, "axes": axes, "mask": {name: name in axes for name in names}}
 
 
@@ -75,6 +79,9 @@ class NGPT(nnx.Module):
         step_init: float = 0.05,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
+        scan: bool = False,
+        remat: bool = False,
+        stream_sharding: jax.sharding.Sharding | None = None,
         rngs: nnx.Rngs,
     ):
         """Makes `embedding`, `blocks`, `head` and `logit_scale`.
@@ -83,17 +90,23 @@ class NGPT(nnx.Module):
           layers: Number of blocks.
           vocabulary: Number of tokens.
           features, heads, hidden, rope, step_init, dtype, param_dtype: As in `NGPTBlock`.
+          scan: Whether the blocks are one compiled loop with stacked parameters, `blocks[0]`.
+          remat: Whether the backward pass computes each block again instead of keeping what is inside.
+          stream_sharding: As in `TransformerConfig`.
           rngs: Random streams; `params` is used.
         """
         _checks.check_count("layers", layers, 1)
         dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         init = unit_init(EMBEDDING_AXES["embedding"])
-        self.embedding = nnx.Embed(vocabulary, features, embedding_init=init, **dtypes, rngs=rngs)
+        options = {"embedding_init": init, "embedding_metadata": named("vocab", "embed"), **dtypes}
+        self.embedding = nnx.Embed(vocabulary, features, **options, rngs=rngs)
+        self.layers, self.scan, self.remat, self.stream_sharding = layers, scan, remat, stream_sharding
         block: dict[str, Any] = {"rope": rope, "step_init": step_init, **dtypes}
-        self.blocks = nnx.List([NGPTBlock(features, heads, hidden, **block, rngs=rngs) for _ in range(layers)])
-        init = unit_init(EMBEDDING_AXES["head"])
-        self.head = nnx.Linear(features, vocabulary, use_bias=False, kernel_init=init, **dtypes, rngs=rngs)
-        self.logit_scale = nnx.Param(jnp.full((vocabulary,), features**-0.5))
+        make = lambda rngs: NGPTBlock(features, heads, hidden, **block, rngs=rngs)  # noqa: E731
+        self.blocks = equal_blocks(make, layers, rngs, scan)
+        options = {"kernel_init": unit_init(EMBEDDING_AXES["head"]), **linear_names("embed", "vocab"), **dtypes}
+        self.head = nnx.Linear(features, vocabulary, use_bias=False, **options, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.full((vocabulary,), features**-0.5), **named("vocab"))
 
     def __call__(self, tokens: jax.Array, *, positions: jax.Array | None = None) -> jax.Array:
         """Reads tokens and predicts the one after each.
@@ -110,9 +123,9 @@ class NGPT(nnx.Module):
         """
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise TypeError(f"expected integer tokens, got {tokens.dtype}.")
-        h = self.embedding(tokens)
-        for block in self.blocks:
-            h = block(h, positions=positions)
+        lengths = (self.layers,) if self.scan else (0,) * self.layers
+        how: dict[str, Any] = {"remat": self.remat, "sharding": self.stream_sharding}
+        *_, h = carries(self.blocks, lengths, self.embedding(tokens), {"positions": positions}, **how)
         logits = self.head(h)
         scale = ngpt_scale(self.logit_scale[...], initial=1.0, base_scale=h.shape[-1] ** -0.5)
         return logits * scale.astype(logits.dtype).reshape(1, 1, -1)

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normjax import _checks
+from normjax.models._axes import linear_names, named, named_norm
 from normjax.models.rope import Rope
-from normjax.nnx import Norm
 from normjax.norms import l2_normalize, ngpt_interpolation, ngpt_norm, ngpt_scale, qk_normalize
 
 Rotation = Callable[[jax.Array, jax.Array], jax.Array]
@@ -84,19 +84,21 @@ class NGPTBlock(nnx.Module):
             raise ValueError(f"heads={heads} does not divide features={features}; expected a divisor.")
         self.heads, self.rope = heads, rope
 
-        def linear(name, inputs, outputs):
+        def linear(name, inputs, outputs, *names):
             options = {"kernel_init": unit_init(EMBEDDING_AXES[name]), "dtype": dtype, "param_dtype": param_dtype}
-            return nnx.Linear(inputs, outputs, use_bias=False, **options, rngs=rngs)
+            return nnx.Linear(inputs, outputs, use_bias=False, **options, **linear_names(*names), rngs=rngs)
 
-        self.query, self.key, self.value = (linear(n, features, features) for n in ("query", "key", "value"))
-        self.out = linear("out", features, features)
-        self.hidden, self.down = linear("hidden", features, 2 * hidden), linear("down", hidden, features)
+        reads = lambda name: linear(name, features, features, "embed", "heads")  # noqa: E731
+        self.query, self.key, self.value = reads("query"), reads("key"), reads("value")
+        self.out = linear("out", features, features, "heads", "embed")
+        self.hidden = linear("hidden", features, 2 * hidden, "embed", "mlp")
+        self.down = linear("down", hidden, features, "mlp", "embed")
         scaled = ngpt_norm(feature_axes=(-2, -1), base_scale=features**-0.5)
         # One scale for queries and keys.
-        self.qk_norm = Norm(scaled, (1, 1, heads, features // heads), rngs=rngs)
-        self.hidden_scale = nnx.Param(jnp.ones((2 * hidden,)))
+        self.qk_norm = named_norm(scaled, (1, 1, heads, features // heads), rngs, ("heads", None))
+        self.hidden_scale = nnx.Param(jnp.ones((2 * hidden,)), **named("mlp"))
         step = ngpt_interpolation(initial=step_init)
-        self.attention_step, self.ffn_step = (Norm(step, features, rngs=rngs) for _ in range(2))
+        self.attention_step, self.ffn_step = (named_norm(step, features, rngs) for _ in range(2))
 
     def __call__(self, h: jax.Array, *, positions: jax.Array | None = None) -> jax.Array:
         """The block's step.

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normjax import _checks
+from normjax.models._axes import linear_names
+from normjax.models._depth import placed
 from normjax.models.resnet_block import Block, BlockPlan
 from normjax.models.resnet_layers import Layers, Site
 from normjax.nnx import Norm
@@ -64,6 +66,7 @@ class ResNetConfig:
       dtype: Dtype to compute in; `None` is that of inputs and parameters together. Logits have the parameters' dtype.
       param_dtype: Dtype of parameters.
       remat: Whether the backward pass computes each block again instead of keeping what is inside.
+      stream_sharding: Of the stream between blocks, as in `TransformerConfig`.
     """
 
     norms: Norms
@@ -80,6 +83,7 @@ class ResNetConfig:
     dtype: Any = None
     param_dtype: Any = jnp.float32
     remat: bool = False
+    stream_sharding: jax.sharding.Sharding | None = None
 
     def __post_init__(self):
         """Rejects stages that do not match and a residual scale without preactivation."""
@@ -156,15 +160,16 @@ class ResNet(nnx.Module):
         self.config, self.channels = config, channels
         layers = Layers(config, rngs)
         stem, plans = config.stem, config.plans()
-        self.stem = layers.conv(channels, config.widths[0], stem.kernel, stem.stride)
-        self.stem_norm = None if config.preactivation else layers.norm("stem", 0, 0, False, config.widths[0])
+        self.stem = layers.conv(channels, config.widths[0], stem.kernel, stem.stride, None, "embed")
+        site = Site("stem", 0, 0, False, config.widths[0])
+        self.stem_norm = None if config.preactivation else layers.norm(site)
         self.stages = nnx.List([nnx.List([Block(layers, plan) for plan in stage]) for stage in plans])
         last = plans[-1][-1]
-        self.final_norm = (
-            layers.norm("final", last.stage, last.block, True, last.outputs) if config.preactivation else None
-        )
+        site = Site("final", last.stage, last.block, True, last.outputs)
+        self.final_norm = layers.norm(site) if config.preactivation else None
         # No dtype: logits and their softmax stay in the parameters' dtype.
-        self.head = nnx.Linear(last.outputs, classes, param_dtype=config.param_dtype, rngs=rngs)
+        names = linear_names("embed", None)
+        self.head = nnx.Linear(last.outputs, classes, param_dtype=config.param_dtype, **names, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, use_running_average: bool | None = None, **context: Any) -> jax.Array:
         """Classifies images.
@@ -203,8 +208,9 @@ class ResNet(nnx.Module):
         if not self.config.preactivation:
             x = self._activated(self.stem_norm, x, use_running_average, context)
         x = nnx.max_pool(x, (3, 3), (2, 2), _POOL_PADDING) if self.config.stem.pool else x
-        yield x
-        step = lambda block, x, context: block(x, use_running_average, **context)  # noqa: E731
+        sharding = self.config.stream_sharding
+        yield (x := placed(x, sharding))
+        step = lambda block, x, context: placed(block(x, use_running_average, **context), sharding)  # noqa: E731
         step = nnx.remat(step) if self.config.remat else step
         for stage in self.stages:
             for block in stage:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from normjax.models.resnet_layers import Layers, SiteKind
+from normjax.models.resnet_layers import Layers, Site, SiteKind
 
 
 class BlockPlan(NamedTuple):
@@ -51,20 +51,25 @@ class Block(nnx.Module):
         self.activation, self.preactivation = config.activation, config.preactivation
         self.residual_scale, self.deviation = config.residual_scale, plan.deviation
         width, stride = plan.width, plan.stride
-        shapes = [(plan.features, width, 3, stride), (width, plan.outputs, 3, 1)]
+        into, out_of = ("embed", "mlp"), ("mlp", "embed")
+        shapes = [(plan.features, width, 3, stride, *into), (width, plan.outputs, 3, 1, *out_of)]
         if config.bottleneck:
-            shapes = [(plan.features, width, 1, 1), (width, width, 3, stride), (width, plan.outputs, 1, 1)]
+            outer = (plan.features, width, 1, 1, *into), (width, plan.outputs, 1, 1, *out_of)
+            shapes = [outer[0], (width, width, 3, stride, *into), outer[1]]
         self.depth = len(shapes)
 
-        def norm(kind: SiteKind, features: int):
-            return layers.norm(kind, plan.stage, plan.block, plan.ends_stage, features)
+        def norm(kind: SiteKind, features: int, name: str = "norm"):
+            return layers.norm(Site(kind, plan.stage, plan.block, plan.ends_stage, features), name)
 
-        for index, (inputs, outputs, kernel, step) in enumerate(shapes, 1):
+        for index, shape in enumerate(shapes, 1):
             ends = index == self.depth and not self.preactivation
             kind: SiteKind = "first" if index == 1 else "last" if ends else "inner"
-            setattr(self, f"conv{index}", layers.conv(inputs, outputs, kernel, step))
-            setattr(self, f"norm{index}", norm(kind, inputs if self.preactivation else outputs))
-        self.shortcut = layers.conv(plan.features, plan.outputs, 1, stride) if plan.projects else None
+            on_stream = index == 1 if self.preactivation else ends
+            setattr(self, f"conv{index}", layers.conv(*shape))
+            features = shape[0] if self.preactivation else shape[1]
+            setattr(self, f"norm{index}", norm(kind, features, "norm" if on_stream else "mlp"))
+        shape = (plan.features, plan.outputs, 1, stride, "embed", None)
+        self.shortcut = layers.conv(*shape) if plan.projects else None
         normed = plan.projects and not self.preactivation
         self.shortcut_norm = norm("shortcut", plan.outputs) if normed else None
         self.joined_norm = norm("joined", plan.outputs)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from flax import nnx
 
+from normjax.models._axes import conv_names, named_norm
 from normjax.nnx import Norm, Reparametrized
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ class Layers(NamedTuple):
     config: "ResNetConfig"
     rngs: nnx.Rngs
 
-    def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> Any:
-        """A convolution that keeps height and width but for its stride."""
+    def conv(self, inputs: int, outputs: int, kernel: int, stride: int, *names: str | None) -> Any:
+        """A convolution that keeps height and width but for its stride; the names are those of its features."""
         # torch's padding: "SAME" pads the far side only where a stride of 2 meets an even size.
         layer = nnx.Conv(
             inputs,
@@ -51,13 +52,14 @@ class Layers(NamedTuple):
             kernel_init=self.config.kernel_init,
             dtype=self.config.dtype,
             param_dtype=self.config.param_dtype,
+            **conv_names(*names),
             rngs=self.rngs,
         )
         if self.config.weights is None:
             return layer
         return Reparametrized(layer, {"kernel": self.config.weights}, rngs=self.rngs)
 
-    def norm(self, kind: SiteKind, stage: int, block: int, ends_stage: bool, features: int) -> Norm | None:
-        """The norm of a site, or `None`."""
-        transform = self.config.norm(Site(kind, stage, block, ends_stage, features))
-        return None if transform is None else Norm(transform, features, rngs=self.rngs)
+    def norm(self, site: Site, name: str = "norm") -> Norm | None:
+        """The norm of a site, or `None`; the name is that of its features."""
+        transform = self.config.norm(site)
+        return None if transform is None else named_norm(transform, site.features, self.rngs, name)

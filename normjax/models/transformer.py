@@ -12,6 +12,7 @@ from flax import nnx
 
 from normjax import _checks
 from normjax.models._axes import named_norm
+from normjax.models._depth import carries, stacked
 from normjax.models.attention import Attention, AttentionKind
 from normjax.models.mlp import MLP
 from normjax.models.relative_bias import RelativeBias
@@ -21,8 +22,6 @@ from normjax.transform import NormTransform
 
 Init = Callable[..., jax.Array]
 _KERNEL_INIT = nnx.initializers.lecun_normal()
-# The name of the axis that stacked parameters have more.
-_LAYERS = {nnx.PARTITION_NAME: "layers"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +206,7 @@ class Transformer(nnx.Module):
         self.runs = tuple(len(run) if config.scan else 0 for run in runs)
         make = functools.partial(Block, config)
         if config.scan:
-            self.blocks = nnx.List([_stacked(make, run[0], len(run), rngs) for run in runs])
+            self.blocks = nnx.List([stacked(functools.partial(make, run[0]), len(run), rngs) for run in runs])
         else:
             self.blocks = nnx.List([make(plan, rngs) for run in runs for plan in run])
         buckets, causal = config.relative_buckets, config.kinds[0].causal
@@ -244,21 +243,9 @@ class Transformer(nnx.Module):
         if self.relative_bias is not None:
             options["bias"] = self.relative_bias(jnp.arange(x.shape[1]) if positions is None else positions)
         x = x if self.embedding_norm is None else self.embedding_norm(x)
-        carry = self._placed(x if self.config.placement.streams == "one" else (x, x))
-        yield carry
-        step = lambda block, carry, options: self._placed(block(carry, **options))  # noqa: E731
-        step = nnx.remat(step) if self.config.remat else step
-        for block, scanned in zip(self.blocks, self._lengths(), strict=True):
-            if scanned:
-                carry, between = _scanned(step, every)(block, carry, options)
-                yield from (jax.tree.map(lambda leaf, i=i: leaf[i], between) for i in range(scanned - 1) if every)
-            else:
-                carry = step(block, carry, options)
-            yield carry
-
-    def _placed(self, carry: Any) -> Any:
-        sharding = self.config.stream_sharding
-        return carry if sharding is None else jax.lax.with_sharding_constraint(carry, sharding)
+        carry = x if self.config.placement.streams == "one" else (x, x)
+        how: dict[str, Any] = {"remat": self.config.remat, "sharding": self.config.stream_sharding}
+        return carries(self.blocks, self._lengths(), carry, options, every=every, **how)
 
     def _lengths(self) -> tuple[int, ...]:
         return self.runs if self.config.scan else (0,) * self.config.layers
@@ -274,22 +261,3 @@ class Transformer(nnx.Module):
             return first + self.final_norm(second)
         assert self.second_norm is not None
         return self.final_norm(first) + self.second_norm(second)
-
-
-def _scanned(step: Callable[..., Any], every: bool) -> Callable[..., Any]:
-    """A loop over stacked blocks; the streams between them are kept where they are asked for."""
-
-    @nnx.scan(in_axes=(0, nnx.Carry, None), out_axes=(nnx.Carry, 0), transform_metadata=_LAYERS)
-    def run(block, carry, options):
-        carry = step(block, carry, options)
-        return carry, carry if every else None
-
-    return run
-
-
-def _stacked(make: Callable[..., Block], plan: BlockPlan, count: int, rngs: nnx.Rngs) -> Block:
-    @nnx.vmap(in_axes=0, out_axes=0, transform_metadata=_LAYERS)
-    def each(rngs):
-        return make(plan, rngs)
-
-    return each(rngs.split(count))

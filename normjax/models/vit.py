@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normjax import _checks
+from normjax.models._axes import conv_names, linear_names, named
 from normjax.models.transformer import Transformer, TransformerConfig
 from normjax.precision import promote
 
@@ -64,16 +65,17 @@ class ViT(nnx.Module):
         self.shape, self.pool = (image_size, image_size, channels), pool
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
         patch = (patch_size, patch_size)
-        self.patch_embedding = nnx.Conv(
-            channels, config.features, patch, strides=patch, padding="VALID", **dtypes, rngs=rngs
-        )
+        options = {"strides": patch, "padding": "VALID", **conv_names(None, "embed"), **dtypes}
+        self.patch_embedding = nnx.Conv(channels, config.features, patch, **options, rngs=rngs)
         count = (image_size // patch_size) ** 2 + (pool == "class")
-        self.class_token = nnx.Param(jnp.zeros((config.features,), config.param_dtype)) if pool == "class" else None
+        token = jnp.zeros((config.features,), config.param_dtype)
+        self.class_token = nnx.Param(token, **named("embed")) if pool == "class" else None
         positions = _POSITION_INIT(rngs.params(), (count, config.features), config.param_dtype)
-        self.position_embedding = nnx.Param(positions)
+        self.position_embedding = nnx.Param(positions, **named("positions", "embed"))
         self.stack = Transformer(config, rngs=rngs)
         # No dtype: logits and their softmax stay in the parameters' dtype.
-        self.head = nnx.Linear(config.features, classes, param_dtype=config.param_dtype, rngs=rngs)
+        names = linear_names("embed", None)
+        self.head = nnx.Linear(config.features, classes, param_dtype=config.param_dtype, **names, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Classifies images.

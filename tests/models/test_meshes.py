@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 
 import flax.linen as nn
 import jax
@@ -15,17 +14,12 @@ from flax import nnx
 
 import normjax as nj
 from normjax import sharding
+from tests.models.meshes import MESHES, collectives
 
 CONFIG = nj.models.TransformerConfig(
     layers=2, features=16, heads=4, hidden=32, placement=nj.placements.peri(nj.rms_norm()), scan=True
 )
 STEPS = 10
-MESHES = {
-    "data": (8, 1, sharding.DATA),
-    "fsdp": (8, 1, sharding.FSDP),
-    "tensor": (2, 4, sharding.TENSOR),
-    "mixed": (4, 2, sharding.MIXED),
-}
 # Gradients of replicated parameters are summed; parameters cut over the batch's axis are gathered for each product;
 # products of cut features are summed. The rest moves what the embedding's look-up finds to the batch it belongs to.
 COLLECTIVES = {
@@ -40,13 +34,6 @@ COLLECTIVES = {
 def _promotion():
     with jax.numpy_dtype_promotion("standard"):  # for optax's Adam
         yield
-
-
-def collectives(compiled):
-    found = re.findall(
-        r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", compiled.as_text()
-    )
-    return {kind: found.count(kind) for kind in set(found)}
 
 
 def optimizer():
