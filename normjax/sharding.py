@@ -7,9 +7,9 @@ table of rules maps names to axes of a mesh; everything else follows from it: op
 parameters they belong to, and what has no name is replicated. Under `jax.jit` the compiler inserts the collectives.
 
 The axes of the mesh are `Auto`: with `Explicit` ones a model has to say the sharding of each product itself. Two things
-remain to be said: `stream_sharding=batch_sharding(mesh)` of the model or of its configuration, else the compiler may cut
-the stream as it finds the parameters cut, and `out_shardings=shardings((model, opt_state), mesh, rules)` where a step is jitted, else it
-may return small parameters somewhere else than it got them.
+remain to be said: `stream_sharding=batch_sharding(mesh)` of a model or its configuration, else the compiler may cut the
+stream as it finds the parameters cut, and `out_shardings=shardings((model, opt_state), mesh, rules)` where a step is
+jitted, else it may return small parameters somewhere else than it got them.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Blocks one after the other, or equal ones as one compiled loop over stacked parameters; both may be rematerialized."""
+"""Blocks one after the other, or equal ones as one compiled loop over stacked parameters; either rematerialized."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -8,7 +8,7 @@ from flax import nnx
 
 from normjax import _checks
 from normjax.models._axes import linear_names, named, named_norm
-from normjax.models._depth import carries, equal_blocks
+from normjax.models._depth import carries, equal_blocks, placed
 from normjax.models.dit_block import Conditioning, DiTBlock, abstract_context, ada_layer_norm_zero
 from normjax.models.patches import patchify, unpatchify
 from normjax.norms import sinusoidal_embedding
@@ -128,6 +128,7 @@ class DiT(nnx.Module):
         self._check(x, time, label)
         height, width, _ = self.shape
         condition = self._embedded_time(time) + self.label_embedding(label)
+        condition = placed(condition, self.stream_sharding)
         tokens = self.embedding(patchify(x, self.patch))
         tokens = tokens + self._positions().astype(tokens.dtype)[None]
         if self.token:

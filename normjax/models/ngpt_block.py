@@ -1,10 +1,13 @@
 r"""nGPT (Loshchilov et al. 2024): a transformer on the unit sphere, weights, stream and updates alike.
 
-$$h \leftarrow N\big(h + \alpha \odot (N(F(h)) - h)\big),\qquad q, k \leftarrow s_{qk} \odot N(q, k),\qquad
-u, v \leftarrow s_{uv} \sqrt d \odot W_{uv} h,\qquad z = s_z \odot E_{out} h$$
+$$h \leftarrow N\big(h + \alpha \odot (N(F(h)) - h)\big),\qquad q, k \leftarrow s_{qk} \odot N(q, k)$$
+
+$$u, v \leftarrow s_u \sqrt d \odot W_u h,\ s_v \sqrt d \odot W_v h,\qquad z = s_z \odot E_{out} h$$
 
 Attention multiplies its scores by $\sqrt{d_{head}}$; there are no norms with statistics and no biases. Every matrix has
 unit vectors along the embedding axis, from the start (`init`) and after each step: `ngpt_projection` says which.
+$W_u$ and $W_v$ are one matrix in the authors' code; here they are two, so that each of the devices that share them has
+both factors of its units.
 
 The authors' released table of positions is no rotation (sines and cosines interleaved, then cut into halves); the
 default of `rope` is what the paper means.
@@ -25,7 +28,7 @@ from normjax.norms import l2_normalize, ngpt_interpolation, ngpt_norm, ngpt_scal
 Rotation = Callable[[jax.Array, jax.Array], jax.Array]
 ROPE = Rope(interleaved=True)
 # The axis of the embedding in each kernel (inputs, outputs), and in the embedding itself.
-EMBEDDING_AXES = {"query": 0, "key": 0, "value": 0, "hidden": 0, "out": 1, "down": 1, "embedding": 1, "head": 0}
+EMBEDDING_AXES = {"query": 0, "key": 0, "value": 0, "up": 0, "gate": 0, "out": 1, "down": 1, "embedding": 1, "head": 0}
 
 
 def unit_init(axis: int) -> Callable[..., jax.Array]:
@@ -91,12 +94,12 @@ class NGPTBlock(nnx.Module):
         reads = lambda name: linear(name, features, features, "embed", "heads")  # noqa: E731
         self.query, self.key, self.value = reads("query"), reads("key"), reads("value")
         self.out = linear("out", features, features, "heads", "embed")
-        self.hidden = linear("hidden", features, 2 * hidden, "embed", "mlp")
+        self.up, self.gate = (linear(name, features, hidden, "embed", "mlp") for name in ("up", "gate"))
         self.down = linear("down", hidden, features, "mlp", "embed")
         scaled = ngpt_norm(feature_axes=(-2, -1), base_scale=features**-0.5)
         # One scale for queries and keys.
         self.qk_norm = named_norm(scaled, (1, 1, heads, features // heads), rngs, ("heads", None))
-        self.hidden_scale = nnx.Param(jnp.ones((2 * hidden,)), **named("mlp"))
+        self.up_scale, self.gate_scale = (nnx.Param(jnp.ones((hidden,)), **named("mlp")) for _ in range(2))
         step = ngpt_interpolation(initial=step_init)
         self.attention_step, self.ffn_step = (named_norm(step, features, rngs) for _ in range(2))
 
@@ -111,10 +114,12 @@ class NGPTBlock(nnx.Module):
           Unit vectors like `h`.
         """
         h = self.attention_step(h, update=self._attend(h, positions))
-        scale = ngpt_scale(self.hidden_scale[...], initial=1.0, base_scale=1.0) * h.shape[-1] ** 0.5
-        inner = self.hidden(h)
-        u, gate = jnp.split(inner * scale.astype(inner.dtype).reshape(1, 1, -1), 2, -1)
-        return self.ffn_step(h, update=self.down(u * jax.nn.silu(gate)))
+        u, v = self._scaled(self.up(h), self.up_scale), self._scaled(self.gate(h), self.gate_scale)
+        return self.ffn_step(h, update=self.down(u * jax.nn.silu(v)))
+
+    def _scaled(self, inner: jax.Array, stored: nnx.Param) -> jax.Array:
+        scale = ngpt_scale(stored[...], initial=1.0, base_scale=1.0) * self.up.in_features**0.5
+        return inner * scale.astype(inner.dtype).reshape(1, 1, -1)
 
     def _attend(self, h: jax.Array, positions: jax.Array | None) -> jax.Array:
         split = lambda x: x.reshape(*x.shape[:-1], self.heads, -1)  # noqa: E731

@@ -11,6 +11,14 @@ MESHES = {
     "tensor": (2, 4, sharding.TENSOR),
     "mixed": (4, 2, sharding.MIXED),
 }
+# Gradients of replicated parameters are summed; parameters cut over the batch's axis are gathered for each product;
+# products of cut features are summed. The rest moves what the embedding's look-up finds to the batch it belongs to.
+COLLECTIVES = {
+    "data": {"all-reduce"},
+    "fsdp": {"all-gather", "all-reduce", "all-to-all"},
+    "tensor": {"all-reduce"},
+    "mixed": {"all-gather", "all-reduce", "all-to-all", "collective-permute"},
+}
 
 
 def collectives(compiled: Any) -> dict[str, int]:

@@ -19,8 +19,6 @@ TIMED = models.time_dependent_norms(layer_norm=True)
 DIT_INPUTS = (IMAGES, np.array([10.0, 700.0], np.float32), np.array([0, 3]))
 
 
-
-
 MODELS = {
     "DiT": (lambda **how: models.DiT(**SIZES, **DIT, **how, rngs=nnx.Rngs(0)), DIT_INPUTS),
     "TD DiT": (lambda **how: models.DiT(**SIZES, **DIT, conditioning=TIMED, **how, rngs=nnx.Rngs(0)), DIT_INPUTS),

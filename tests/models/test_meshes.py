@@ -14,20 +14,12 @@ from flax import nnx
 
 import normjax as nj
 from normjax import sharding
-from tests.models.meshes import MESHES, collectives
+from tests.models.meshes import COLLECTIVES, MESHES, collectives
 
 CONFIG = nj.models.TransformerConfig(
     layers=2, features=16, heads=4, hidden=32, placement=nj.placements.peri(nj.rms_norm()), scan=True
 )
 STEPS = 10
-# Gradients of replicated parameters are summed; parameters cut over the batch's axis are gathered for each product;
-# products of cut features are summed. The rest moves what the embedding's look-up finds to the batch it belongs to.
-COLLECTIVES = {
-    "data": {"all-reduce"},
-    "fsdp": {"all-gather", "all-reduce", "all-to-all"},
-    "tensor": {"all-reduce"},
-    "mixed": {"all-gather", "all-reduce", "all-to-all", "collective-permute"},
-}
 
 
 @pytest.fixture(autouse=True)

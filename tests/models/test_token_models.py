@@ -126,7 +126,7 @@ def norms_of(model, axes):
 def test_ngpt_stays_on_the_sphere_and_learns():
     model = nnx.jit(lambda: models.NGPT(**NGPT | {"layers": 1}, rngs=nnx.Rngs(0)))()
     projection = nj.models.ngpt_projection(nnx.state(model, nnx.Param))
-    assert len(projection["axes"]) == 2 + 6
+    assert len(projection["axes"]) == 2 + 7
     np.testing.assert_allclose(norms_of(model, projection["axes"]), 1, atol=8 * EPS32)
     tx = optax.chain(optax.adam(3e-2), nj.project_weights(**projection))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)

@@ -161,18 +161,21 @@ def _ngpt_blocks(vector: Vector) -> Pointwise:
     hyper = vector.hyper
     width, heads = hyper["hidden"], hyper["heads"]
     layers = {"query": "query", "key": "key", "value": "value", "out": "att_c_proj"}
-    layers |= {"hidden": "c_fc", "down": "mlp_c_proj"}
+    layers |= {"up": "up", "gate": "gate", "down": "mlp_c_proj"}
 
     def call(inputs, params, epsilon):
         h = inputs["x"]
         for layer in range(hyper["layers"]):
             own = below(params, f"b.{layer}.")
             hidden = own["mlp_c_proj.weight"].shape[1]
+            # Theirs is one matrix for both.
+            own |= dict(zip(("up.weight", "gate.weight"), np.split(own["c_fc.weight"], 2), strict=True))
             build = lambda hidden=hidden: models.NGPTBlock(
                 width, heads, hidden, rope=_published_turn, step_init=hyper["alpha_init"], rngs=nnx.Rngs(0)
             )
             values = {k: v for ours, theirs in layers.items() for k, v in linear(own, ours, theirs).items()}
-            values |= {"qk_norm.scale": own["sqk"].reshape(heads, -1), "hidden_scale": own["suv"]}
+            values |= dict(zip(("up_scale", "gate_scale"), np.split(own["suv"], 2), strict=True))
+            values |= {"qk_norm.scale": own["sqk"].reshape(heads, -1)}
             values |= {"attention_step.alpha": own["attn_alpha"], "ffn_step.alpha": own["mlp_alpha"]}
             h = filled(build, values)(h)
         return h
