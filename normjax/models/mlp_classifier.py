@@ -67,9 +67,9 @@ class MLPClassifier(nnx.Module):
         self.activation, self.remat = activation, remat
         layers = zip(sizes, ends, strict=False)
         self.hidden = nnx.List([nnx.Linear(*size, **options, **metadata) for size, metadata in layers])
-        self.norms = nnx.List()
-        for width, name in zip(widths, names, strict=True) if norm is not None else ():
-            self.norms.append(named_norm(norm, width, rngs, "mlp" if name == "mlp" else "norm"))
+        places = [(width, "norm" if name == "embed" else name) for width, name in zip(widths, names, strict=True)]
+        norms = [] if norm is None else [named_norm(norm, width, rngs, name) for width, name in places]
+        self.norms = nnx.List(norms)
         self.head = nnx.Linear((features, *widths)[-1], classes, **dtypes, **ends[-1])
 
     def __call__(self, x: jax.Array, *, use_running_average: bool | None = None, **context: Any) -> jax.Array:
