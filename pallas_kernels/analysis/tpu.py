@@ -50,9 +50,10 @@ def slice_devices(topology: str) -> list:
     """The compile-only devices of a slice, of `v5e:4x4` say; alone, it leaves nothing for `read` to find."""
     if not available():
         raise ModuleNotFoundError(MISSING)
-    # No metadata server, no lock against another compiling process, no warnings of a missing TPU.
-    quiet = ("TPU_STDERR_LOG_LEVEL", "TPU_MIN_LOG_LEVEL")
-    for name, value in [("TPU_SKIP_MDS_QUERY", "1"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), *((q, "3") for q in quiet)]:
+    # No metadata server (it would know the hosts), no lock against another compiling process, no warnings of a missing
+    # TPU.
+    alone = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    for name, value in (alone | dict.fromkeys(("TPU_STDERR_LOG_LEVEL", "TPU_MIN_LOG_LEVEL"), "3")).items():
         os.environ.setdefault(name, value)
     return list(topologies.get_topology_desc(topology, "tpu").devices)
 
