@@ -15,6 +15,8 @@ from experiments.language_model.config import Config, Mesh
 from experiments.language_model.training import Runs, make_mesh, make_trainer, validation_batches
 from pallas_kernels.analysis import tpu
 
+# A TPU's compiler turns many gatherings of cut matrices, and sums of their gradients, into permutations: parts go round
+# a ring while they are multiplied. Under `fsdp` and `mixed` they are no sign of a misplaced array.
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
