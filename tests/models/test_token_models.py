@@ -120,13 +120,15 @@ def test_compute_in_bfloat16_leaves_parameters_wide(name):
 
 def norms_of(model, axes):
     params = {"/".join(map(str, path)): v[...] for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
-    return np.concatenate([np.linalg.norm(params[path], axis=axis) for path, axis in axes.items()])
+    return np.concatenate([np.linalg.norm(params[path], axis=axis).ravel() for path, axis in axes.items()])
 
 
 def test_ngpt_stays_on_the_sphere_and_learns():
-    model = nnx.jit(lambda: models.NGPT(**NGPT | {"layers": 1}, rngs=nnx.Rngs(0)))()
+    model = nnx.jit(lambda: models.NGPT(**NGPT, scan=True, rngs=nnx.Rngs(0)))()
     projection = nj.models.ngpt_projection(nnx.state(model, nnx.Param))
+    # One of each kind: blocks are stacked.
     assert len(projection["axes"]) == 2 + 7
+    assert projection["axes"]["blocks/0/query/kernel"] == 1
     np.testing.assert_allclose(norms_of(model, projection["axes"]), 1, atol=8 * EPS32)
     tx = optax.chain(optax.adam(3e-2), nj.project_weights(**projection))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)

@@ -26,6 +26,13 @@ def normal(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
+def filled(config):
+    """A stack with random parameters; its own initializers, compiled one by one, would take seconds."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: stack_of(config)))
+    rng = np.random.default_rng(0)
+    return nnx.merge(graph, jax.tree.map(lambda p: jnp.asarray(0.4 * rng.standard_normal(p.shape), p.dtype), state))
+
+
 def loss_and_gradients(model, x):
     run = nnx.jit(nnx.value_and_grad(lambda model, x: jnp.sum(jnp.sin(model(x)))))
     return run(model, x)
@@ -35,18 +42,16 @@ def close(a, b):
     np.testing.assert_allclose(a, b, rtol=0, atol=64 * EPS32 * max(1.0, float(np.max(np.abs(b)))))
 
 
-@pytest.mark.parametrize(
-    "place", [nj.placements.pre, nj.placements.mix, nj.placements.resi_dual], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("place", [nj.placements.mix, nj.placements.resi_dual], ids=lambda f: f.__name__)
 def test_scanned_equals_unrolled(place):
     config = dataclasses.replace(LLAMA, layers=4, placement=place(nj.rms_norm()))
-    plain, scanned = stack_of(config), stack_of(dataclasses.replace(config, scan=True, remat=True))
+    plain, scanned = filled(config), filled(dataclasses.replace(config, scan=True, remat=True))
     # Runs of equal blocks: their parameters are those of the single blocks, stacked.
     start = 0
     for run, length in zip(scanned.blocks, scanned.runs, strict=True):
         # Pure: a stacked parameter has one named axis more.
         states = [nnx.to_pure_dict(nnx.state(block)) for block in plain.blocks[start : start + length]]
-        nnx.update(run, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+        nnx.update(run, jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *states))
         start += length
     x = normal(2, 5, 8)
     value, gradients = loss_and_gradients(plain, x)
@@ -55,7 +60,7 @@ def test_scanned_equals_unrolled(place):
     start = 0
     for run, length in zip(stacked["blocks"], scanned.runs, strict=True):
         singles = [nnx.to_pure_dict(gradients["blocks"][i]) for i in range(start, start + length)]
-        expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *singles)
+        expected = jax.tree.map(lambda *leaves: np.stack(leaves), *singles)
         jax.tree.map(close, nnx.to_pure_dict(stacked["blocks"][run]), expected)
         start += length
 
