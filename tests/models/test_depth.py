@@ -52,8 +52,8 @@ def stacked(flat):
     return {path: np.stack(values) if "blocks" in path else values[0] for path, values in runs.items()}
 
 
-def measured(make, how, values=None):
-    """Numbers of the parameters, outputs, gradients by path, and what was compiled."""
+def built(make, how, values=None):
+    """A model as its graph, parameters and their numbers by path, which are drawn if none are given."""
     graph, params = nnx.split(nnx.eval_shape(lambda: make(**how)))
     flat = {path: variable.get_value() for path, variable in nnx.to_flat_state(params)}
     rng = np.random.default_rng(0)
@@ -73,7 +73,7 @@ def test_scanned_and_rematerialized_equals_unrolled(name):
         return jnp.sum(jnp.sin(y)), y
 
     def run(how, values=None):
-        graph, params, values = measured(make, how, values)
+        graph, params, values = built(make, how, values)
         both = lambda params: jax.value_and_grad(lambda p: loss(nnx.merge(graph, p)), has_aux=True)(params)
         traced = jax.jit(both).trace(params)
         (_, y), gradients = traced.lower().compile()(params)
@@ -82,6 +82,7 @@ def test_scanned_and_rematerialized_equals_unrolled(name):
 
     values, y, gradients, plain = run({})
     _, other, found, looped = run({"scan": True, "remat": True}, stacked(values))
+    # Sums of a few dozen products in another order.
     np.testing.assert_allclose(other, y, rtol=0, atol=64 * EPS32 * max(1.0, float(np.max(np.abs(y)))))
     for path, expected in stacked(gradients).items():
         scale = max(1.0, float(np.max(np.abs(expected))))

@@ -38,7 +38,8 @@ def on_one_device(name):
     make, of, inputs = MODELS[name]
     model = drawn(nnx.eval_shape(lambda: make(None)))
     state = jax.tree.map(np.zeros_like, OPTIMIZER.init(nnx.state(model, nnx.Param)))
-    return np.asarray(jax.jit(functools.partial(train, of))(model, state, inputs(np.random.default_rng(0)))[-1])
+    model, _, losses = jax.jit(functools.partial(train, of))(model, state, inputs(np.random.default_rng(0)))
+    return jax.tree.leaves(nnx.state(model)), np.asarray(losses)
 
 
 # Each is a compilation of both passes; `mixed` cuts along both axes of a mesh, nightly pays for the others.
@@ -54,10 +55,13 @@ def test_steps_are_those_on_one_device(name, how):
     state = jax.tree.map(np.zeros_like, OPTIMIZER.init(nnx.state(model, nnx.Param)))
     cut = jax.NamedSharding(mesh, jax.P(None, "data"))
     batches = jax.device_put(list(MODELS[name][2](np.random.default_rng(0))), cut)
-    losses = compiled(*sharding.shard((model, state), mesh, rules), batches)[-1]
-    expected = on_one_device(name)
+    model, _, losses = compiled(*sharding.shard((model, state), mesh, rules), batches)
+    values, expected = on_one_device(name)
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
     assert np.all(np.abs(np.diff(expected)) > 1e-3)
+    # Parameters and running statistics, too.
+    for value, other in zip(jax.tree.leaves(nnx.state(model)), values, strict=True):
+        np.testing.assert_allclose(value, other, rtol=0, atol=1e-5)
     # The convolution inside of a bottleneck gathers what the one before it has cut.
     gathered = {"all-gather"} if name == "ResNet" and how == "tensor" else set()
     assert set(collectives(compiled)) <= COLLECTIVES[how] | gathered
