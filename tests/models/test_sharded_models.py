@@ -43,7 +43,8 @@ def on_one_device(name):
 
 
 # Each is a compilation of both passes; `mixed` cuts along both axes of a mesh, nightly pays for the others.
-CASES = [(name, mesh) for mesh in MESHES for name in MODELS if NIGHTLY or mesh == "mixed"]
+DAILY = [*((name, "mixed") for name in MODELS), ("ResNet", "tensor")]
+CASES = [(name, mesh) for mesh in MESHES for name in MODELS] if NIGHTLY else DAILY
 
 
 @pytest.mark.parametrize(("name", "how"), CASES)

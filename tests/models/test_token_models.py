@@ -93,7 +93,8 @@ def test_parameters_survive_a_checkpoint(scan, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, nnx.state(nnx.merge(graph, template)), state)
 
 
-NARROW = {"dtype": jnp.bfloat16}
+# In a loop, which needs a stream of one dtype.
+NARROW = {"dtype": jnp.bfloat16, "scan": True, "remat": True}
 MADE = {
     "nGPT": (functools.partial(models.NGPT, **NGPT, **NARROW), (TOKENS,)),
     "DiT": (functools.partial(models.DiT, **DIT, **NARROW), (IMAGES, TIMES, LABELS)),
