@@ -6,6 +6,7 @@ Every phase starts with a new optimizer and schedule, as in the paper's sequence
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
 from experiments.plasticity import arms as plasticity
@@ -55,7 +56,21 @@ def optimizer(
       A transformation with telemetry.
     """
     rate = optax.linear_schedule(learning_rate, learning_rate / DECAY, steps) if arm.decayed else learning_rate
-    return optax.chain(optax.clip_by_global_norm(max_gradient_norm), arm.method.optimizer(rate, strengths))
+    return optax.chain(optax.clip_by_global_norm(max_gradient_norm), _of_one(arm.method.optimizer(rate, strengths)))
+
+
+def _of_one(stacked: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer of stacked networks for a single one: a stack of one."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        new, state = stacked.update(_stack(updates), state, _stack(params))
+        return jax.tree.map(lambda leaf: leaf[0], new), state
+
+    return optax.GradientTransformation(lambda params: stacked.init(_stack(params)), update)
+
+
+def _stack(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[None], tree)
 
 
 ARMS: Mapping[str, Arm] = {

@@ -240,4 +240,5 @@ def _effective_rate(opt_state: Any) -> jax.Array:
 
 def _norms(opt_state: Any) -> dict[str, jax.Array]:
     growth = {path: motion.growth for path, motion in nj.weight_motion(opt_state).items()}
-    return {"hidden_norm_ratio": _hidden(growth), "readout_norm_ratio": growth[f"{model.READOUT}/kernel"]}
+    # Of a stack of one.
+    return {"hidden_norm_ratio": _hidden(growth), "readout_norm_ratio": growth[f"{model.READOUT}/kernel"][0]}

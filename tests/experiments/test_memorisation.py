@@ -31,15 +31,6 @@ TINY = ["--tasks", "6", "--steps", "2", "--images", "16", "--batch-size", "8", "
 TINY += ["--cnn-channels", "2", "--cnn-widths", "4"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation(quick_compilation):
-    """Most of the time here is compilation of loops over a few numbers."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @functools.cache
 def _images():
     return np.random.default_rng(0).integers(0, 17, (12, 5, 4, 1)).astype(np.uint8)

@@ -25,15 +25,6 @@ RATE = 3e-3
 HAS_GYMNAX = importlib.util.find_spec("gymnax") is not None
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation(quick_compilation):
-    """Most of the time here is compilation of loops over a few numbers."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def _guess():
     """A game of four steps; its pixel says which of two actions is rewarded."""
 
