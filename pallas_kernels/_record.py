@@ -15,7 +15,39 @@ PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
 
 def write(path: pathlib.Path, rows: Iterable[dict[str, Any]], *, packages: tuple[str, ...] = (), **about: Any) -> None:
     """Writes rows, one a line, under versions, commit and whatever else is said about them; whole or not at all."""
-    head = {"versions": versions(*PACKAGES, *packages), "commit": commit(), **about}
+    _write(path, {"versions": versions(*PACKAGES, *packages), "commit": commit(), **about}, rows)
+
+
+def merge(path: pathlib.Path, names: Iterable[str], rows: Iterable[dict[str, Any]], **about: dict[str, Any]) -> None:
+    """Adds rows to those of a file, each in the place of the one with the same names, if there is a file.
+
+    Raises:
+      ValueError: If other versions of the packages wrote the file: its rows and these could not be compared.
+    """
+    names, head, now = tuple(names), read(path), versions(*PACKAGES)
+    found = {tuple(row[n] for n in names): row for row in (*head.pop("rows"), *rows)}
+    then = head.setdefault("versions", {})
+    changed = [p for p in PACKAGES if then.get(p, now.get(p)) != now.get(p, then.get(p))]
+    if changed:
+        raise ValueError(
+            f"{path} was written with {_named(then, changed)}, and this is {_named(now, changed)}: rows of two "
+            "compilers do not belong into one file; name another, or remove it and measure all rows again."
+        )
+    for name, what in {"versions": now, **about}.items():
+        head.setdefault(name, {}).update(what)
+    _write(path, head, found.values())
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """What a file says; no rows where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
+
+
+def _named(found: dict[str, str], packages: list[str]) -> str:
+    return ", ".join(f"{package} {found[package]}" for package in packages)
+
+
+def _write(path: pathlib.Path, head: dict[str, Any], rows: Iterable[dict[str, Any]]) -> None:
     lines = ",\n".join("    " + json.dumps(row, allow_nan=False) for row in rows)
     start = json.dumps(head, indent=2, allow_nan=False).removesuffix("\n}")
     partial = path.with_name(path.name + ".partial")
