@@ -67,15 +67,22 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def commit() -> str | None:
-    """The commit of the code, with `-dirty` if tracked files differ from it; `None` outside a git checkout."""
+def commit(record: pathlib.Path | None = None) -> str | None:
+    """The commit of the code, with `-dirty` if tracked files differ from it; `None` outside a git checkout.
+
+    Args:
+      record: A file that may differ: the one that the results go to.
+    """
+    outside = record is None or not record.resolve().is_relative_to(REPOSITORY)
+    but = [] if outside else [":/", f":(exclude,top){record.resolve().relative_to(REPOSITORY).as_posix()}"]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(REPOSITORY), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *but)
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

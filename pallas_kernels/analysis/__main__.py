@@ -22,7 +22,7 @@ NAMES = ("chip", "kernel", "direction", "shape", "implementation")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; 1 if the compiler refused something, 0 otherwise, skipped chips included."""
+    """Runs the command; 1 if a compiler failed, 0 otherwise: skipped chips and what a kernel refuses included."""
     options = _parser().parse_args(arguments)
     # The programs are for other devices; a platform of this machine would only be initialized for nothing.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _recorded(chip: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of a chip, each written as soon as it is found: an end before the last loses nothing."""
-    path, rows, commit = options.json, [], _record.commit()
+    path, rows, commit = options.json, [], _record.commit(options.json)
     known: set[tuple] = set()
     if path:
         # Another compiler's file is refused before minutes of compiling, not after.
@@ -94,9 +94,15 @@ def _measured(chip: str, *names) -> dict[str, Any]:
         with traced_for(chip):
             case = cases.case(*names)
         report = analyse(case.function, case.args, chip, ideal_bytes=case.ideal_bytes)
-    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
-        return {"error": " ".join(str(error).split())[:300]}
+    except NotImplementedError as error:
+        return {"refused": _line(error)}
+    except jax.errors.JaxRuntimeError as error:
+        return {"error": _line(error)}
     return report.summary()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _stack(chip: str, options: argparse.Namespace) -> Iterator[tuple[tuple[str, ...], Callable[[], dict[str, Any]]]]:
@@ -121,9 +127,10 @@ def _text(row: dict[str, Any]) -> dict[str, str]:
     text = {k: str(row[k]) for k in NAMES}
     if "passes_per_layer" in row:
         return text | {"HBM passes per layer": f"{row['passes_per_layer']:.2f}"}
-    if "error" in row:
+    why = next((w for w in ("error", "refused") if w in row), None)
+    if why:
         columns = ("MiB", "/ ideal", "us >=", "xla /", "bound by", "VMEM MiB", "bundles", "registers", "spills")
-        return text | dict.fromkeys(columns, "-") | {"bound by": "refused: " + row["error"][:80]}
+        return text | dict.fromkeys(columns, "-") | {"bound by": f"{why}: {row[why][:80]}"}
     return text | {
         "MiB": f"{row['hbm_bytes'] / 2**20:.1f}",
         "/ ideal": f"{row['hbm_bytes'] / row['ideal_bytes']:.3f}",
