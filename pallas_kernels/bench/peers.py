@@ -80,6 +80,8 @@ def torch(task: Task) -> Candidate:
 
 def torch_compile(task: Task) -> Candidate:
     """The same, compiled for these shapes."""
+    # What it compiled for other shapes counts towards a limit, beyond which it runs one by one without a word.
+    importlib.import_module("torch._dynamo").reset()
     call = composed(_torch(), task.kernel, task.shape)
     return _torch_candidate(importlib.import_module("torch").compile(call, dynamic=False), task)
 
