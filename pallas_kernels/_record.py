@@ -73,8 +73,9 @@ def commit(record: pathlib.Path | None = None) -> str | None:
     Args:
       record: A file that may differ: the one that the results go to.
     """
-    outside = record is None or not record.resolve().is_relative_to(REPOSITORY)
-    but = [] if outside else [":/", f":(exclude,top){record.resolve().relative_to(REPOSITORY).as_posix()}"]
+    but = []
+    if record is not None and record.resolve().is_relative_to(REPOSITORY):
+        but = [":/", f":(exclude,top){record.resolve().relative_to(REPOSITORY).as_posix()}"]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(REPOSITORY), *arguments]

@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
 def _rows(kernel: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     for name, shape in _shapes(kernel, options).items():
-        for direction in filter(cases.directions(kernel).__contains__, options.direction):
+        for direction in cases.directions(kernel):
+            if direction not in options.direction:
+                continue
             print(kernel, name, direction, file=sys.stderr)
             task = peers.Task(kernel, shape, cases.call_on(kernel, shape, "xla")[1], direction)
             found += [
