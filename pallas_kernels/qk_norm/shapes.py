@@ -60,7 +60,7 @@ SMALL = {
     "plain_wide_rows": Heads(4, 2, 1, 200),
     "few_features": Heads(6, 4, 2, 8, "float32"),
     "eight_in_a_register": Heads(4, 8, 4, 16, "float32"),
-    "odd_heads_in_registers": Heads(1, 17, 3, 64, "float32"),
+    "odd_heads_in_registers": Heads(1, 5, 3, 64, "float32"),
     "below_a_register": Heads(2, 3, 2, 32),
     "two_in_three_registers": Heads(4, 2, 2, 192, "float32"),
     "one_of_two_in_three_registers": Heads(3, 1, 1, 192),

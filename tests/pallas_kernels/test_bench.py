@@ -33,14 +33,13 @@ def test_one_run_writes_every_candidate(tmp_path, monkeypatch, capsys):
     assert "quack: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kernel", ["qk_norm", "project"])
-def test_kernels_of_other_arrays_are_timed_too(kernel, monkeypatch, capsys):
+def test_a_kernel_of_other_arrays_without_peers_is_timed_too(monkeypatch, capsys):
     monkeypatch.setattr(peers, "PEERS", {"flax": peers.flax})
-    assert bench.main([*SMALL, "--kernel", kernel, "--direction", "forward"]) == 0
+    assert bench.main([*SMALL, "--kernel", "project"]) == 0
     out = capsys.readouterr().out
-    for name in ("copy", "xla", "automatic") + (("flax",) if kernel == "qk_norm" else ()):
-        assert f"{kernel}  small  forward    {name} " in out
-    assert ("flax: NotApplicableError: no plain functions make project" in out) == (kernel == "project")
+    for name in ("copy", "xla", "automatic"):
+        assert f"project  small  forward    {name} " in out
+    assert "flax: NotApplicableError: no plain functions make project" in out
 
 
 def test_compositions_of_plain_layers_compute_what_the_kernels_do(rng):
