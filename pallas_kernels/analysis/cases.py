@@ -47,14 +47,19 @@ def shapes(kernel: str) -> dict:
 
 def case(kernel: str, direction: Direction, shape: str, implementation: str | None) -> Case:
     """The forward or the backward pass of a kernel alone, on a named shape."""
-    function, named = _kernel(kernel), _shape(kernel, shape)
+    call, args = call_on(kernel, _shape(kernel, shape), implementation)
     if direction not in directions(kernel):
         raise ValueError(f"{kernel} has no backward pass; analyse its forward pass.")
-    if hasattr(named, "arrays"):  # A family whose arrays are not all of x's shape says what they are.
-        return program(named.call(function, implementation), named.arrays(), direction, saves=implementation != "xla")
-    args = arguments(kernel, named)
-    call = functools.partial(_call, function, tuple(args), implementation, _options(function, named))
     return program(call, args, direction, saves=implementation != "xla")
+
+
+def call_on(kernel: str, named, implementation: str | None) -> tuple[Callable, dict[str, jax.ShapeDtypeStruct]]:
+    """A kernel as a function of the arrays it takes on a named shape, and those arrays by name."""
+    function = _kernel(kernel)
+    if hasattr(named, "arrays"):  # A family whose arrays are not all of x's shape says what they are.
+        return named.call(function, implementation), named.arrays()
+    args = arguments(kernel, named)
+    return functools.partial(_call, function, tuple(args), implementation, _options(function, named)), args
 
 
 def program(call: Callable, args: dict[str, jax.ShapeDtypeStruct], direction: Direction, *, saves: bool) -> Case:

@@ -30,6 +30,8 @@ def devices(chip: Gpu) -> list:
         raise ModuleNotFoundError(MISSING)
     # The plugin is registered with the first backend; it would ask for cuDNN and its siblings, which no compile needs.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    # LLVM would look up the names of a stack trace that nobody reads, for seconds with every kernel.
+    os.environ.setdefault("LLVM_DISABLE_SYMBOLIZATION", "1")
     topology = topologies.get_topology_desc(
         topology_name=chip.kind, platform="cuda", target_config=chip.target, topology="1x1x1"
     )

@@ -32,6 +32,7 @@ class Report:
       chip: Topology or device.
       hbm_bytes: What its operations read and write outside VMEM; on a GPU outside registers and shared memory.
       ideal_bytes: Every input read and every output written once.
+      padding_bytes: What inputs and outputs take in HBM beyond their numbers, on a TPU, which moves whole tiles.
       kernels: Operations that touch HBM.
       seconds: A lower bound of its time: no operation is faster than its bytes over the bandwidth nor, on a TPU, than
         its bundles over the clock. Latencies, bank conflicts and the ends of pipelines come on top.
@@ -54,6 +55,7 @@ class Report:
     core_seconds: float | None
     binding: str
     ops: tuple[OpReport, ...]
+    padding_bytes: int | None = None
     vmem_bytes: int | None = None
     bundles: int | None = None
     registers: int | None = None

@@ -66,7 +66,8 @@ def begin() -> None:
 
 def read(compiled: jax.stages.Compiled, chip: Tpu, ideal_bytes: int, copies: dict[str, list[float]]) -> Report:
     """The report of the program that was compiled for `chip` after `begin`."""
-    found = [_op(op, chip) for op in traffic.ops(compiled.as_text() or "", copies)]
+    text = compiled.as_text() or ""
+    found = [_op(op, chip) for op in traffic.ops(text, copies)]
     scheduled = [op.schedule for op in found if op.schedule]
     if not scheduled:
         raise RuntimeError(
@@ -87,6 +88,7 @@ def read(compiled: jax.stages.Compiled, chip: Tpu, ideal_bytes: int, copies: dic
         core_seconds=core,
         binding="HBM" if memory >= core else _busiest(scheduled),
         ops=tuple(found),
+        padding_bytes=traffic.padding(text),
         vmem_bytes=max(f.vmem_bytes or 0 for f in found),
         bundles=sum(s.bundles for s in scheduled),
         spills=sum(s.spills for s in scheduled),

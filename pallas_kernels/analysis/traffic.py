@@ -74,6 +74,15 @@ def ops(hlo: str, copies: dict[str, list[float]] | None = None) -> list[Op]:
     return _ops(entry.group(1), computations, copies)
 
 
+def padding(hlo: str) -> int:
+    """Bytes that the program's arguments and results take beyond their numbers, in the layouts the compiler gave them.
+
+    Whatever reads or writes such an array whole moves them too: 320 channels along 128 lanes are stored as 384.
+    """
+    layout = hlo.partition("entry_computation_layout={")[2]
+    return sum(_buffer(array).bytes - _packed(array) for array in _ARRAY.findall(layout[: _closing(layout, "{}")]))
+
+
 def _ops(name: str, computations: dict[str, list[_Instruction]], copies: dict[str, list[float]]) -> list[Op]:
     found, seen = [], {}
     for instruction in computations[name]:
@@ -143,10 +152,10 @@ def _split_type(text: str) -> tuple[str, str]:
     return kind, rest
 
 
-def _closing(text: str) -> int:
+def _closing(text: str, pair: str = "()") -> int:
     depth = 1
     for i, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
+        depth += (character == pair[0]) - (character == pair[1])
         if depth == 0:
             return i
     return len(text)
@@ -163,6 +172,13 @@ def _buffer(array: tuple[str, str, str]) -> _Buffer:
         for i, size in enumerate(reversed([int(t) for t in tile.group(1).split(",")])):
             if i < len(sizes):
                 sizes[i] = -(-sizes[i] // size) * size
-    bits = _BITS.get(dtype) or int(re.findall(r"\d+", dtype)[0])
     # S(1) is VMEM, S(2) and up are semaphores and scalar memory; without a number it is HBM.
-    return _Buffer(math.prod(sizes) * bits // 8, re.search(r"S\([1-9]\)", layout) is None)
+    return _Buffer(math.prod(sizes) * _bits(dtype) // 8, re.search(r"S\([1-9]\)", layout) is None)
+
+
+def _packed(array: tuple[str, str, str]) -> int:
+    return math.prod(int(d) for d in array[1].split(",") if d) * _bits(array[0]) // 8
+
+
+def _bits(dtype: str) -> int:
+    return _BITS.get(dtype) or int(re.findall(r"\d+", dtype)[0])

@@ -15,10 +15,22 @@ import numpy as np
 from pallas_kernels import _record
 from pallas_kernels.analysis import cases
 from pallas_kernels.bench import peers, timing
-from pallas_kernels.row_norm.shapes import Shape
+from pallas_kernels.group_norm import shapes as maps
+from pallas_kernels.modulated_norm.shapes import Samples
+from pallas_kernels.projection import shapes as weights
+from pallas_kernels.qk_norm.shapes import Heads
+from pallas_kernels.row_norm import shapes as rows
 
-KERNELS = ("rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm")
-SMALL = {"64x256_f32": Shape((64, 256), "float32")}
+KERNELS = tuple(cases.kernels())
+# One tiny shape for the families of each kind of shape.
+TINY = (
+    rows.Shape((64, 256), "float32"),
+    maps.Shape((2, 4, 8, 32), "float32", 4),
+    Samples((4, 16, 64), "float32"),
+    weights.Shape((64, 256), "float32", -1),
+    Heads(16, 4, 2, 64, "float32"),
+)
+SMALL = {type(shape): shape for shape in TINY}
 PACKAGES = ("flax", "tokamax", "torch", "triton", "liger-kernel", "quack-kernels")
 
 
@@ -33,13 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"no {options.device}: JAX {jax.__version__} finds none on this machine, so there is nothing to time.")
         return 1
     with jax.default_device(device):
-        rows = [row for kernel in options.kernel for row in _rows(kernel, options)]
-    print(_record.table([{k: _text(v) for k, v in row.items()} for row in rows if "why" not in row]))
-    for name, why in sorted({(row["name"], row["why"]) for row in rows if "why" in row}):
+        found = [row for kernel in options.kernel for row in _rows(kernel, options)]
+    print(_record.table([{k: _text(v) for k, v in row.items()} for row in found if "why" not in row]))
+    for name, why in sorted({(row["name"], row["why"]) for row in found if "why" in row}):
         print(f"{name}: {why}")
     if options.json:
         about = {"device": device.device_kind, "rounds": options.rounds, "small": options.small}
-        _record.write(options.json, rows, packages=PACKAGES, **about)
+        _record.write(options.json, found, packages=PACKAGES, **about)
     return 0
 
 
@@ -58,63 +70,64 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _rows(kernel: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    shapes = SMALL if options.small else cases.shapes(kernel)
-    chosen = {n: s for n, s in shapes.items() if (n in options.shape if options.shape else s.axis == -1)}
-    rows = []
-    for name, shape in chosen.items():
-        for direction in options.direction:
+    found = []
+    for name, shape in _shapes(kernel, options).items():
+        for direction in cases.directions(kernel):
+            if direction not in options.direction:
+                continue
             print(kernel, name, direction, file=sys.stderr)
-            rows += _compare(kernel, name, shape, direction, options)
-    return rows
+            task = peers.Task(kernel, shape, cases.call_on(kernel, shape, "xla")[1], direction)
+            found += [
+                {"kernel": kernel, "shape": name, "direction": direction, **row} for row in _compare(task, options)
+            ]
+    return found
 
 
-def _compare(
-    kernel: str, name: str, shape: Shape, direction: cases.Direction, options: argparse.Namespace
-) -> list[dict[str, Any]]:
-    row = {"kernel": kernel, "shape": name, "direction": direction}
-    args = cases.arguments(kernel, shape)
-    copy = {"x": args["x"]}
-    candidates = {"copy": peers.jax_candidate(jnp.negative, copy, "forward", saves=False)}
+def _shapes(kernel: str, options: argparse.Namespace) -> dict[str, Any]:
+    shapes = cases.shapes(kernel)
+    if options.small:
+        return {"small": SMALL[type(next(iter(shapes.values())))]}
+    if options.shape:
+        return {name: shape for name, shape in shapes.items() if name in options.shape}
+    # The peers normalize rows.
+    return {name: shape for name, shape in shapes.items() if not isinstance(shape, rows.Shape) or shape.axis == -1}
+
+
+def _compare(task: peers.Task, options: argparse.Namespace) -> list[dict[str, Any]]:
+    copied = max(task.args.values(), key=cases.bytes_of)
+    candidates = {"copy": peers.jax_candidate(jnp.negative, {"x": copied}, "forward", saves=False)}
     missing = {}
-    for name, prepare in (_ours(kernel, options.device) | peers.PEERS).items():
+    for name, prepare in (_ours(options.device) | peers.PEERS).items():
         try:
-            candidates[name] = prepare(kernel, args, direction)
+            candidates[name] = prepare(task)
             candidates[name].wait(candidates[name].call())
         except Exception as error:  # A peer may fail in any way of its own: it is named and left out.
             candidates.pop(name, None)
             missing[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     seconds = timing.medians(candidates, options.rounds, options.milliseconds / 1e3)
-    moved = _moved(kernel, args, direction)
-    bandwidth = 2 * cases.bytes_of(copy) / seconds["copy"]
+    call, args = cases.call_on(task.kernel, task.shape, "xla")
+    moved = cases.program(call, args, task.direction, saves=False).ideal_bytes
+    bandwidth = 2 * cases.bytes_of(copied) / seconds["copy"]
     found = []
     for name, median in seconds.items():
-        rate = (2 * cases.bytes_of(copy) if name == "copy" else moved) / median
+        rate = bandwidth if name == "copy" else moved / median
         figures = {"us": median * 1e6, "GB/s": rate / 1e9, "of copy": rate / bandwidth}
-        found.append({**row, "name": name, **figures, "of xla": median / seconds["xla"] if "xla" in seconds else None})
+        found.append({"name": name, **figures, "of xla": median / seconds["xla"] if "xla" in seconds else None})
     empty = dict.fromkeys(("us", "GB/s", "of copy", "of xla"))
-    return found + [{**row, "name": name, **empty, "why": why} for name, why in missing.items()]
+    return found + [{"name": name, **empty, "why": why} for name, why in missing.items()]
 
 
-def _ours(kernel: str, device: str) -> dict[str, Any]:
+def _ours(device: str) -> dict[str, Any]:
     """XLA, the device's kernel, and what is chosen without a name."""
     kinds = {"gpu": ("xla", "triton"), "tpu": ("xla", "mosaic_tpu"), "cpu": ("xla",)}
     named = {kind: kind for kind in kinds[device]} | {"automatic": None}
     return {name: functools.partial(_our_candidate, implementation) for name, implementation in named.items()}
 
 
-def _our_candidate(implementation: str | None, kernel: str, args: peers.Args, direction: cases.Direction):
-    call = lambda *arrays: cases.kernels()[kernel](  # noqa: E731
-        **dict(zip(args, arrays, strict=True)), epsilon=peers.EPSILON, implementation=implementation
-    )
+def _our_candidate(implementation: str | None, task: peers.Task):
+    call, args = cases.call_on(task.kernel, task.shape, implementation)
     kernel_runs = implementation not in ("xla", None) or (implementation is None and jax.default_backend() == "gpu")
-    return peers.jax_candidate(call, args, direction, saves=kernel_runs)
-
-
-def _moved(kernel: str, args: peers.Args, direction: cases.Direction) -> int:
-    call = lambda *arrays: cases.kernels()[kernel](  # noqa: E731
-        **dict(zip(args, arrays, strict=True)), implementation="xla"
-    )
-    return cases.program(call, args, direction, saves=False).ideal_bytes
+    return peers.jax_candidate(call, args, task.direction, saves=kernel_runs)
 
 
 def _text(value: Any) -> str:

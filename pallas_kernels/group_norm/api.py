@@ -39,7 +39,8 @@ def group_norm(
     Args:
       x: Real floating array (batch, *space, channels); float32, bfloat16 or float16 for a kernel. A TPU kernel sees it
         as XLA lays it out by default: channels along the lanes, or the width where that pads less. What has another
-        layout, as a map whose width is no multiple of 8 may have, is copied before and after.
+        layout, as a map whose width is no multiple of 8 may have, is copied before and after. Its memory comes in tiles
+        of 128 lanes: 320 channels take as much as 384, 1.2 times their bytes, for a kernel and for XLA alike.
       scale: $w$, of shape (channels,), any real floating dtype; `None` multiplies nothing.
       bias: $b$, as `scale`.
       num_groups: Groups of neighbouring channels; divides their number.

@@ -30,7 +30,8 @@ def modulate_layer_norm(
     $$y_{b,t} = \operatorname{norm}(x_{b,t})\,(1 + s_b) + t_b$$
 
     as the blocks of diffusion transformers have it. The gradients of scale and shift are sums over the tokens of each
-    sample, float32 in the kernels, which keep one row of them for a sample while its tokens pass.
+    sample, float32 in the kernels, which keep one row of them for a sample while its tokens pass. XLA rounds and
+    repacks those rows, on a v5p in HBM: 3 % more bytes backward for 256 samples of 256 tokens, 1 % or less for longer.
 
     Args:
       x: Real floating array (samples, ..., features); what lies between are tokens.

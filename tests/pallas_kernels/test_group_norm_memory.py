@@ -31,7 +31,7 @@ def run(rng, shape, groups, forward=None, backward=None):
         outputs, saved = reference.forward(settings, (x, scale, bias), True)
         return *outputs, *reference.backward(settings, (scale, bias), saved, (dy,))
 
-    return by_kernels(*arrays), by_xla(*arrays)
+    return jax.block_until_ready(by_kernels(*arrays)), by_xla(*arrays)
 
 
 def test_no_races_and_nothing_out_of_bounds(rng):

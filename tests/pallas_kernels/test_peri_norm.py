@@ -1,6 +1,5 @@
 """Peri-LN's norms around an addition against float64 NumPy; their places on a mesh, transformations and errors."""
 
-import dataclasses
 import functools
 import os
 
@@ -88,7 +87,7 @@ def check(kind, implementation, arrays, options, twice):
 
 def visited(shape, implementation, twice):
     """Every shape sees both norms, in one implementation; one norm is some of the same lines, backward a row norm."""
-    return (shape + implementation) % 3 == 0 if twice else shape % 3 == 1 and implementation == shape // 3 % 3
+    return (shape + implementation) % 3 == 0 if twice else shape % 6 == 1 and implementation == shape // 6 % 3
 
 
 CASES = [
@@ -147,13 +146,15 @@ def test_no_races_and_nothing_out_of_bounds(rng):
     draw = lambda *s: jnp.asarray(rng.normal(size=s), jnp.float32)
     tensors, scales = (draw(70, 20), draw(70, 20)), (draw(20), draw(20))
     cotangents = draw(70, 20), draw(70, 20)
-    outputs, saved = tpu.forward(settings, (*tensors, *scales), True, 64)
-    found = *outputs, *tpu.backward(settings, scales, saved, cotangents, 64)
+
+    def passes(room, *block):
+        outputs, saved = room.forward(settings, (*tensors, *scales), True, *block)
+        return *outputs, *room.backward(settings, scales, saved, cotangents, *block)
+
+    found = jax.block_until_ready(jax.jit(lambda: passes(tpu, 64))())
     # JAX 0.12 raises instead.
     assert not (interpret_pallas_call.races and interpret_pallas_call.races.races_found)
-    plain = dataclasses.replace(settings, interpret=False)
-    outputs, saved = reference.forward(plain, (*tensors, *scales), True)
-    expected = *outputs, *reference.backward(plain, scales, saved, cotangents)
+    expected = jax.jit(lambda: passes(reference))()
     for a, b in zip(found, expected, strict=True):
         # Both are float32 and sum in their own order: a few eps of the largest terms, over 70 rows.
         np.testing.assert_allclose(a, b, rtol=0, atol=64 * np.finfo(np.float32).eps * np.abs(b).max())

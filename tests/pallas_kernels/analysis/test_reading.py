@@ -7,7 +7,8 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.analysis import bundles, chips, fetches, traffic
 
-HLO = """HloModule jit_f, is_scheduled=true
+HLO = """HloModule jit_f, is_scheduled=true, entry_computation_layout={(bf16[7,130]{1,0:T(8,128)(2,1)}, \
+f32[128]{0:T(128)})->(f32[8,128]{1,0:T(8,128)}, f32[10,3]{0,1:T(4,128)})}, replicas={f32[9]}
 
 %body.1 (p.1: f32[8,128]) -> f32[8,128] {
   %p.1 = f32[8,128]{1,0:T(8,128)} parameter(0)
@@ -39,6 +40,11 @@ def test_bytes_outside_vmem_are_counted():
         ("fusion", tile, 32),  # 64 numbers of four bits; the other result stays in VMEM.
         *[("negate.1", tile, tile)] * 5,
     ]
+
+
+def test_padding_is_what_arguments_and_results_take_beyond_their_numbers():
+    # 7x130 as 8x256; 128 and 8x128 are whole tiles; ten rows of three, columns first, as 4x128.
+    assert traffic.padding(HLO) == (8 * 256 - 7 * 130) * 2 + (4 * 128 - 10 * 3) * 4
 
 
 def test_blocks_copied_again_are_counted():
