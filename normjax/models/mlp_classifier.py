@@ -35,6 +35,7 @@ class MLPClassifier(nnx.Module):
         *,
         classes: int,
         norm: NormTransform | None,
+        use_bias: bool | None = None,
         activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
         kernel_init: Callable[..., jax.Array] = _HIDDEN_INIT,
         dtype: Any = None,
@@ -49,6 +50,8 @@ class MLPClassifier(nnx.Module):
           widths: Units of each hidden layer.
           classes: Number of logits.
           norm: $N$, or `None`.
+          use_bias: Whether the hidden layers have biases, as those have into which norms were folded; `None` for only
+            where there is no norm.
           activation: $\phi$; the identity if the norm has it inside.
           kernel_init: Initializer of the hidden layers.
           dtype: Dtype to compute in; `None` is that of inputs and parameters together. Logits have the parameters'.
@@ -59,11 +62,14 @@ class MLPClassifier(nnx.Module):
         for count in (features, classes, *widths):
             _checks.check_count("features, widths and classes", count, 1)
         dtypes = {"param_dtype": param_dtype, "rngs": rngs}
-        options = {"kernel_init": kernel_init, "use_bias": norm is None, "dtype": dtype, **dtypes}
+        use_bias = norm is None if use_bias is None else use_bias
+        options = {"kernel_init": kernel_init, "use_bias": use_bias, "dtype": dtype, **dtypes}
         sizes = list(zip((features, *widths), widths, strict=False))
-        self.activation, self.remat = activation, remat
+        self.activation, self.dtype, self.remat = activation, dtype, remat
         self.hidden = nnx.List([nnx.Linear(inputs, outputs, **options) for inputs, outputs in sizes])
-        self.norms = nnx.List([] if norm is None else [Norm(norm, width, rngs=rngs) for width in widths])
+        # A float64 network has float64 statistics; others have float32 ones.
+        wide = promote(jnp.float32, param_dtype)
+        self.norms = nnx.List([] if norm is None else [Norm(norm, width, dtype=wide, rngs=rngs) for width in widths])
         self.head = nnx.Linear((features, *widths)[-1], classes, **dtypes)
 
     def __call__(self, x: jax.Array, *, use_running_average: bool | None = None, **context: Any) -> jax.Array:

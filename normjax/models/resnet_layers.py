@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 
 from normjax.nnx import Norm, Reparametrized
+from normjax.precision import promote
 
 if TYPE_CHECKING:
     from normjax.models.resnet import ResNetConfig
@@ -60,4 +62,6 @@ class Layers(NamedTuple):
     def norm(self, kind: SiteKind, stage: int, block: int, ends_stage: bool, features: int) -> Norm | None:
         """The norm of a site, or `None`."""
         transform = self.config.norm(Site(kind, stage, block, ends_stage, features))
-        return None if transform is None else Norm(transform, features, rngs=self.rngs)
+        # A float64 network has float64 statistics; others have float32 ones.
+        wide = promote(jnp.float32, self.config.param_dtype)
+        return None if transform is None else Norm(transform, features, dtype=wide, rngs=self.rngs)

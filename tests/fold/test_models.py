@@ -293,7 +293,8 @@ def test_training_as_pre_rms_has_pre_ln_gradients():
     [
         (placements.pre(nj.rms_norm()), {}, "only that ignores the mean"),
         (placements.pre(nj.layer_norm()), {"tied": True}, "embedding's transpose"),
-        (placements.post(nj.layer_norm(), embedding=True), {}, "starts at the embedding"),
+        (placements.post(nj.layer_norm(), embedding=True), {}, "Post-LN"),
+        (dataclasses.replace(placements.pre(nj.layer_norm()), embedding=True), {}, "starts at the embedding"),
         (placements.peri(nj.layer_norm()), {}, "a norm writes to the stream"),
         (placements.layer_scale(nj.layer_norm()), {}, "a gate follows the branch"),
         (placements.sub(nj.layer_norm()), {}, "norms inside its sublayers"),
