@@ -89,9 +89,7 @@ def _parts(norm: Norm, path: str, features: int) -> Iterator[NormAt | Refusal]:
 
 def _batch_half(told: Made | None, path: str) -> NormAt | Refusal:
     if told is None or told.name not in (*_sites.RUNNING, "batch_channel_norm"):
-        return Refusal(
-            path, "BCN's first norm is none with running statistics that a plan knows; write the edge by hand."
-        )
+        return Refusal(path, "BCN's first norm has no running statistics that a plan knows; write the edge by hand.")
     return _sites.running_at(told, path, f"{path}_state")
 
 

@@ -218,7 +218,7 @@ def test_a_stack_alone_has_no_reader_of_its_final_norm():
         fold.to_pre_rms(model)
 
 
-@pytest.mark.parametrize("pool", ["class", "mean"])
+@pytest.mark.parametrize("pool", ["class", "mean"] if NIGHTLY else ["class"])
 def test_vision_transformers(pool):
     """The final norm folds into the head behind the class token, and behind a mean, which is linear."""
     config = nj.models.presets.vit(layers=1, features=8, heads=2, hidden=16, param_dtype=jnp.float64)
@@ -229,7 +229,42 @@ def test_vision_transformers(pool):
     folded, report = fold.fold_model(model, drop=True)
     assert len(report.applied) == 3
     assert not report.refusals
-    assert fold.verify(model, folded, x, tolerance=FLOAT64).passed
+    rms, crms = fold.to_pre_rms(model), fold.to_pre_crms(model)
+    assert rms.stack.config.placement.norm.apply.made.name == "rms_norm"
+    assert crms.position_embedding.shape == (5 if pool == "class" else 4, 7)
+    np.testing.assert_allclose(np.mean(rms.embedded(x), -1), 0, atol=1e-12)
+    for new in (folded, rms, crms):
+        result = fold.verify(model, new, x, tolerance=FLOAT64)
+        assert result.passed, result
+
+
+def encoder(place, layers=1, **heads):
+    fields = {"features": 8, "heads": 2, "hidden": 12, "use_bias": True, "param_dtype": jnp.float64}
+    config = TransformerConfig(**fields, layers=layers, placement=place, kinds=(AttentionKind(causal=False),))
+    return nj.models.Encoder(config, vocabulary=7, max_tokens=4, types=2, rngs=nnx.Rngs(0), **heads)
+
+
+def test_encoders():
+    """The final norm's readers are outside of the model; the stream may be centred all the same."""
+    model = encoder(placements.pre(layer_norm()), pooler=True)
+    randomized(model)
+    folded, report = fold.fold_model(model)
+    assert len(report.applied) == 2
+    assert ["who reads it is not known" in r.reason for r in report.refusals] == [True]
+    rms = fold.to_pre_rms(model)
+    run = lambda m: {"y": m(TOKENS), "pooled": m.pooled(m(TOKENS))}
+    for new in (folded, rms):
+        assert fold.verify(lambda: run(model), lambda m=new: run(m), tolerance=FLOAT64).passed
+    with pytest.raises(ValueError, match="stack/final_norm stay"):
+        fold.to_pre_crms(model)
+    for place, heads, reason in (
+        (placements.post(layer_norm(), embedding=True), {}, "Post-LN"),
+        (placements.pre(layer_norm()), {"masked_head": True}, "head for masked tokens"),
+    ):
+        other = encoder(place, **heads)
+        with pytest.raises(ValueError, match=reason):
+            fold.to_pre_rms(other)
+        assert any(r.path == "head/norm" for r in fold.plan_for(other).refusals) == bool(heads)
 
 
 def test_optimizers_refuse_folded_models():
@@ -246,11 +281,10 @@ def test_optimizers_refuse_folded_models():
 @pytest.mark.parametrize(
     ("place", "options"),
     [
-        (placements.pre(layer_norm()), {"max_tokens": 4, "use_bias": True, "embedding_scale": 2.0, "layers": 1}),
         (placements.parallel(layer_norm(use_bias=False)), {"kinds": ROPE, "layers": 1}),
         (placements.layer_norm_scaling(layer_norm(scale_offset=1.0)), {"scan": True}),
-    ][: 3 if NIGHTLY else 2],
-    ids=["pre", "parallel", "scaled"][: 3 if NIGHTLY else 2],
+    ][: 2 if NIGHTLY else 1],
+    ids=["parallel", "scaled"][: 2 if NIGHTLY else 1],
 )
 def test_the_three_forms_agree(place, options):
     model = language_model(place, **options)
@@ -277,15 +311,68 @@ def test_the_three_forms_agree_in_narrow_dtypes(dtype, tolerance):
             assert result.passed, result
 
 
-def test_training_as_pre_rms_has_pre_ln_gradients():
-    model = language_model(placements.pre(layer_norm()), layers=1, max_tokens=4)
+def same_gradients(a, b):
+    largest = max(1.0, *(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(b)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * largest), a, b)
+
+
+def test_training_as_pre_rms_has_pre_ln_gradients_and_the_forms_of_what_was_trained_agree():
+    options = {"layers": 1, "max_tokens": 4, "use_bias": True, "embedding_scale": 2.0}
+    model = language_model(placements.pre(layer_norm()), **options)
     build, (graph, state) = fold.rms_reparametrization(model), nnx.split(model)
-    loss = lambda m: jnp.sum(jnp.sin(m(TOKENS)))
-    plain, centred = (jax.grad(f) for f in (lambda s: loss(nnx.merge(graph, s)), lambda s: loss(build(s))))
-    expected, gradients = jax.jit(lambda s: (plain(s), centred(s)))(state)
-    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * largest)
-    jax.tree.map(close, gradients, expected)
+
+    def loss(m):
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(m(TOKENS[:, :-1])), TOKENS[:, 1:, None], -1))
+
+    plain, centred = (jax.value_and_grad(f) for f in (lambda s: loss(nnx.merge(graph, s)), lambda s: loss(build(s))))
+    step = jax.jit(lambda s: (plain(s), centred(s)))
+    losses = []
+    for _ in range(30):
+        (value, expected), (_, gradients) = step(state)
+        same_gradients(gradients, expected)
+        losses.append(float(value))
+        state = jax.tree.map(lambda p, g: p - 0.1 * g, state, expected)
+    assert losses[-1] < 0.5 * losses[0]
+    trained = nnx.merge(graph, state)
+    rms, crms = fold.to_pre_rms(trained), fold.to_pre_crms(trained)
+    folded, _ = fold.fold_model(rms, drop=True)
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))
+    turned = fold.rotate_model(folded, rotation)
+    assert np.abs(turned.embedding.embedding[...] - folded.embedding.embedding[...]).max() > 0.1
+    for form in (rms, crms, folded, turned):
+        # The promise of docs/folding.md is 1e-10.
+        result = fold.verify(trained, form, TOKENS, tolerance=FLOAT64)
+        assert result.passed, result
+    np.testing.assert_allclose(np.mean(rms.embedded(TOKENS), -1), 0, atol=1e-12)
+
+
+def test_conversions_keep_the_mark_of_what_was_folded():
+    """A fold, then a conversion: the gains are in the kernels still."""
+    model = language_model(placements.pre(layer_norm()), layers=1)
+    folded, _ = fold.fold_model(model)
+    tx = nj.nap(optax.sgd(0.1), mask=nj.hidden_weights(readout=("head",)))
+    for converted in (fold.to_pre_rms(folded), fold.rotate_model(fold.to_pre_rms(folded), np.eye(8))):
+        with pytest.raises(ValueError, match="folded"):
+            nnx.Optimizer(converted, tx, wrt=nnx.Param)
+
+
+SHEAR = np.eye(8) + np.eye(8, k=1)
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "rotation", "reason"),
+    [
+        (placements.pre(layer_norm()), {}, np.eye(8), "only that commutes"),
+        (placements.pre(rms_norm()), {}, np.eye(8), "fold_model first"),
+        (placements.pre(rms_norm(use_scale=False)), {}, SHEAR, "expected an orthogonal matrix"),
+        (placements.pre(rms_norm(use_scale=False)), {}, np.eye(7), r"expected \(8, 8\)"),
+        (placements.pre(rms_norm(use_scale=False)), {"tied": True}, np.eye(8), "embedding's transpose"),
+        (placements.layer_scale(rms_norm(use_scale=False)), {}, np.eye(8), "weighs single features"),
+    ],
+)
+def test_models_that_do_not_rotate(place, options, rotation, reason):
+    with pytest.raises(ValueError, match=reason):
+        fold.rotate_model(language_model(place, layers=1, **options), rotation)
 
 
 @pytest.mark.parametrize(
