@@ -190,6 +190,7 @@ def test_tied_heads():
         (nj.layer_norm(use_scale=False, use_bias=False), "no gain and no bias"),
         (nj.time_dependent_rms_norm(), "from a condition"),
         (nj.batch_norm(debias=True), "debias"),
+        (nj.batch_norm(feature_axes=-2), "other feature axes"),
         (nj.layer_norm(axis=(-2, -1)), "other axes"),
     ],
 )

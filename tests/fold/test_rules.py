@@ -195,10 +195,12 @@ def test_gains_of_queries_and_keys(pairs, kv_heads, interleaved, seed):
             fold.qk_gains(query, np.arange(key.size, dtype=float), **options)
 
 
-def test_a_scaled_stream():
-    first, last, reader = (normal(3, 4, seed=i) for i in range(3))
-    scale, shift = np.array([0.5, -2.0, 3.0, 1e-2]), normal(4, seed=5)
-    x = normal(6, 3, seed=6)
+@hypothesis.given(st.integers(0, 99))
+def test_a_scaled_stream(seed):
+    first, last, reader = (normal(3, 4, seed=seed + i) for i in range(3))
+    signs = np.sign(normal(4, seed=seed + 4))
+    scale, shift = signs * np.array([0.5, 2.0, 3.0, 1e-2]), normal(4, seed=seed + 5)
+    x = normal(6, 3, seed=seed + 6)
     middle = x @ first + normal(4)
     end = (middle + np.tanh(middle @ reader.T) @ last) * scale + shift
     writers, readers = fold.scale_stream([(first, normal(4)), (last, None)], [(reader.T, None)], scale, shift)
