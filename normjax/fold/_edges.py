@@ -103,7 +103,10 @@ def _identity(leaves: Leaves, norm: NormAt) -> Changes:
         # DyT's alpha is inside its tanh and stays.
         del values[f"{norm.path}/alpha"]
     else:
-        values |= {f"{state}/mean": 0, f"{state}/var": 1 - norm.epsilon}
+        # 1 - epsilon as the variance's own dtype has it: in a float64 network the gain takes the rest.
+        var = float(np.asarray(1 - norm.epsilon).astype(leaves.value(f"{state}/var").dtype))
+        gain = (var + norm.epsilon) ** 0.5
+        values |= {f"{norm.path}/scale": gain - norm.scale_offset, f"{state}/mean": 0, f"{state}/var": var}
     known = {path: leaves.get(path) for path in values if leaves.has(path)}
     return {path: namespace(leaf).full_like(leaf, values[path]) for path, leaf in known.items()}
 

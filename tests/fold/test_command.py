@@ -16,6 +16,7 @@ from normjax import fold
 from normjax.fold import _rebuild
 from normjax.fold.__main__ import main
 from normjax.models import LanguageModel
+from normjax.optim._paths import boxed_leaves
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 TOKENS = jnp.array([[1, 2, 3]])
@@ -117,6 +118,22 @@ def test_what_cannot_be_stored(tmp_path):
     (tmp_path / "d" / "config.json").write_text(json.dumps(described | {"version": 2}))
     with pytest.raises(ValueError, match="this version reads"):
         fold.load_model(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.pop("embedding/embedding"), "there is no value for embedding/embedding"),
+        (lambda values: values.update({"head/kernel": np.ones((8, 2))}), r"has shape \(8, 2\), but the model expects"),
+        (lambda values: values.update(more=np.ones(2)), r"no place for \['more'\]"),
+    ],
+)
+def test_parameters_that_do_not_fit_their_configuration(change, message):
+    model = language_model()
+    values = {path: leaf[...] for path, leaf in boxed_leaves(nnx.state(model)).items()}
+    change(values)
+    with pytest.raises(ValueError, match=message):
+        _rebuild.filled(_rebuild.rebuilt(model), values)
 
 
 def shaken(make):
