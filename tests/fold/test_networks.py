@@ -52,6 +52,8 @@ X = np.random.default_rng(1).standard_normal((2, 4, 4, 2))
 ESTIMATED = nj.estimated_batch_norm(precision=WIDE)
 GROUPS = {"num_groups": 2}
 OWN, SUM, STREAM = "from each input", "follows the addition", "reads the residual stream"
+MIXED = {"first": nj.instance_batch_norm(), "inner": nj.batch_channel_norm(num_groups=2), "joined": None}
+ONE_BLOCK = {"depths": (1,), "widths": (4,)}
 POOLED = nj.models.Stem(3, 1, True)
 # Configuration, number of edges, words of the reasons of refusals.
 CONFIGS = {
@@ -74,6 +76,10 @@ CONFIGS = {
     "evo_s": (resnet_presets.evo_norm(), 0, ("activation inside",) * 2 + (STREAM,) * 3),
     "evo_b": (resnet_presets.evo_norm(nj.evo_norm_b()), 0, ("activation inside",) * 2 + (STREAM,) * 3),
     "nf": (resnet_presets.nf(), 0, ()),
+    "mixed": (
+        ResNetConfig(lambda site: MIXED.get(site.kind, BATCH), bottleneck=True, weights=nj.weight_standardization()),
+        9, ("instance half",) * 2 + ("BCN's group norm",) * 2,
+    ),
 }  # fmt: skip
 
 
@@ -87,23 +93,26 @@ def test_every_norm_of_a_residual_network_folds_or_has_its_reason(name):
         assert sum(words in r.reason for r in plan.refusals) == reasons.count(words)
 
 
-# The command folds plain batch norms.
-FOLDED = [n for n in CONFIGS if CONFIGS[n][1] or n == "nf"] if NIGHTLY else ["after the stem", "ibn_a", "bcn_ws", "nf"]
+FOLDED = [n for n in CONFIGS if CONFIGS[n][1] or n == "nf"] if NIGHTLY else ["mixed", "after the stem"]
 
 
 @pytest.mark.parametrize("name", FOLDED)
 def test_folded_networks_compute_the_same(name):
     config, edges, _ = CONFIGS[name]
-    model = randomized(resnet(config))
+    model = randomized(resnet(config, **{} if NIGHTLY else ONE_BLOCK))
     folded, report = fold.fold_model(model)
     small, _ = fold.fold_model(model, drop=True)
-    assert len(report.needs_bias) == (0 if config.use_bias else edges)
+    assert len(report.needs_bias) == len(report.applied) * (not config.use_bias)
+    assert bool(report.applied) == (edges > 0)
     for new in (folded, small):
         result = fold.verify(model, new, jnp.asarray(X), tolerance=PROMISED)
         assert result.passed, result
     size = lambda m: len(jax.tree.leaves(nnx.state(m)))
     # A folded norm leaves nothing behind, unless another half of it stays.
     assert (size(small) < size(folded)) == (edges > 0 and "bcn" not in name)
+    if name == "mixed":
+        assert small.stem_norm is None
+        assert small.stages[0][0].norm1 is not None
 
 
 def test_a_second_fold_changes_nothing_and_optimizers_refuse_the_first():
