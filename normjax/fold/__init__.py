@@ -3,6 +3,7 @@
 from normjax.fold.apply import Folded as Folded
 from normjax.fold.apply import Report as Report
 from normjax.fold.apply import apply as apply
+from normjax.fold.baking import bake_model as bake_model
 from normjax.fold.centre import center_out as center_out
 from normjax.fold.centre import center_rows as center_rows
 from normjax.fold.centre import compress_in as compress_in
@@ -37,6 +38,9 @@ from normjax.fold.recalibrate import recalibrate as recalibrate
 from normjax.fold.recalibrate import recalibrate_model as recalibrate_model
 from normjax.fold.retune import moment_match as moment_match
 from normjax.fold.retune import retune_bn_stats as retune_bn_stats
+from normjax.fold.rotate import rotate_in as rotate_in
+from normjax.fold.rotate import rotate_model as rotate_model
+from normjax.fold.rotate import rotate_out as rotate_out
 from normjax.fold.rules import affine_after as affine_after
 from normjax.fold.rules import affine_before as affine_before
 from normjax.fold.rules import bn_after as bn_after

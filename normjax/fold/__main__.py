@@ -1,20 +1,21 @@
-"""`python -m normjax.fold CHECKPOINT --verify` folds a language model's norms and writes a new checkpoint."""
+"""`python -m normjax.fold CHECKPOINT --verify` folds a model's norms and writes a new checkpoint."""
 
 import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import rich.console
 
+from normjax.fold._rebuild import arguments_of
 from normjax.fold.checkpoint import format_of, load_model, save_model
 from normjax.fold.models import fold_model, plan_for
 from normjax.fold.plan import Plan
 from normjax.fold.verify import verify
-from normjax.models import LanguageModel
+from normjax.models import Encoder, LanguageModel, MLPClassifier, ResNet, ViT
 
 try:
     import tyro
@@ -27,18 +28,19 @@ PROMISED = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 3e-2, "float16": 3e-2
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Folds the norms of a language model into its linear layers; the checkpoint itself is only read.
+    """Folds the norms of a model into its linear layers; the checkpoint itself is only read.
 
     Attributes:
       checkpoint: Folder that `normjax.fold.checkpoint.save_model` wrote.
       out: Folder to write; it must not exist. Default: the checkpoint's name and `-folded`.
       plan: `auto`, or a JSON file of a plan (`Plan.to_json`).
-      verify: Whether to compare logits on random tokens, and to write nothing if they differ by more than is promised.
+      verify: Whether to compare outputs on random inputs, and to write nothing if they differ by more than is promised.
       drop: Whether folded norms lose their parameters instead of staying as identities.
       untie: Whether a tied head may become a matrix of its own.
-      tolerance: Greatest relative difference of the logits; by default what is promised for the parameters' dtype.
-      batch: Sequences of random tokens.
+      tolerance: Greatest relative difference of the outputs; by default what is promised for the parameters' dtype.
+      batch: Number of random inputs: sequences of tokens, images (ViT, ResNet) or vectors (MLP), standard normal ones.
       length: Tokens of a sequence; at most as many as a learned position embedding has.
+      size: Height and width of the images for a ResNet.
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
@@ -50,6 +52,7 @@ class Command:
     tolerance: float | None = None
     batch: int = 2
     length: int = 16
+    size: int = 32
 
 
 def run(command: Command, console: rich.console.Console) -> int:
@@ -69,7 +72,7 @@ def run(command: Command, console: rich.console.Console) -> int:
     if report.needs_bias:
         console.print(f"{len(report.needs_bias)} layers have a bias now; the new configuration says so.")
     if command.verify:
-        result = verify(model, folded, _tokens(model, command), tolerance=_tolerance(model, command))
+        result = verify(model, folded, _inputs(model, command), tolerance=_tolerance(model, command))
         console.print(result.table())
         if not result.passed:
             console.print("[red]nothing was written[/red]")
@@ -79,19 +82,29 @@ def run(command: Command, console: rich.console.Console) -> int:
     return 0
 
 
-def _tokens(model: LanguageModel, command: Command) -> jax.Array:
-    longest = command.length if model.position_embedding is None else model.position_embedding.num_embeddings
-    shape = (command.batch, min(command.length, longest))
-    return jax.random.randint(jax.random.key(0), shape, 0, model.embedding.num_embeddings, jnp.int32)
+def _inputs(model: Any, command: Command) -> jax.Array:
+    key = jax.random.key(0)
+    if isinstance(model, LanguageModel | Encoder):
+        longest = command.length if model.position_embedding is None else model.position_embedding.num_embeddings
+        shape = (command.batch, min(command.length, longest))
+        return jax.random.randint(key, shape, 0, model.embedding.num_embeddings, jnp.int32)
+    return jax.random.normal(key, (command.batch, *_shape(model, command)), jnp.float32)
 
 
-def _tolerance(model: LanguageModel, command: Command) -> float:
+def _shape(model: ViT | ResNet | MLPClassifier, command: Command) -> tuple[int, ...]:
+    if isinstance(model, ResNet):
+        return command.size, command.size, model.channels
+    return model.shape if isinstance(model, ViT) else (arguments_of(model)["features"],)
+
+
+def _tolerance(model: Any, command: Command) -> float:
     if command.tolerance is not None:
         return command.tolerance
-    config = model.stack.config
+    arguments = arguments_of(model)
+    config = arguments.get("config")
+    given = (arguments["dtype"], arguments["param_dtype"]) if config is None else (config.dtype, config.param_dtype)
     # The narrower of the two dtypes rounds.
-    dtypes = [jnp.dtype(d).name for d in (config.param_dtype, config.dtype or config.param_dtype)]
-    return max(PROMISED[d] for d in dtypes)
+    return max(PROMISED[jnp.dtype(dtype).name] for dtype in given if dtype is not None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

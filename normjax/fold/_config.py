@@ -9,18 +9,20 @@ import jax
 import jax.numpy as jnp
 
 import normjax.norms
+import normjax.weights
 from normjax._method import made
 from normjax.fold._rebuild import IDENTITY
-from normjax.models import AttentionKind, LinearScaling, Llama3Scaling, Rope, TransformerConfig
+from normjax.models import AttentionKind, LinearScaling, Llama3Scaling, Rope, TransformerConfig, resnet_presets
 from normjax.placements import Placement, Step
 from normjax.precision import OutputRule, Precision
 from normjax.transform import NormTransform
+from normjax.weights import WeightTransform
 
 # They matter to a new model only, not to one whose values are stored.
 _INITIALIZERS = ("kernel_init", "scale_init", "bias_init")
 _DTYPES = ("statistics", "output", "parameters")
 _SCALINGS = {"LinearScaling": LinearScaling, "Llama3Scaling": Llama3Scaling}
-_FUNCTIONS = {"jax.nn": jax.nn, "jax.numpy": jnp}
+_FUNCTIONS = {"jax.nn": jax.nn, "jax.numpy": jnp, "normjax.models.resnet_presets": resnet_presets}
 
 
 def config_to_json(config: TransformerConfig) -> dict[str, Any]:
@@ -29,22 +31,22 @@ def config_to_json(config: TransformerConfig) -> dict[str, Any]:
     place = config.placement
     kinds = ("attention", "ffn")
     steps = [[dataclasses.asdict(place.step(k, d, config.layers)) for k in kinds] for d in range(1, config.layers + 1)]
-    placed = {"norm": _norm(place.norm), "steps": steps}
+    placed = {"norm": norm_to_json(place.norm), "steps": steps}
     placed |= {name: getattr(place, name) for name in ("embedding", "final", "streams", "parallel", "gate_init")}
     return fields | {
         "placement": placed,
         "kinds": [_kind(kind) for kind in config.kinds],
-        "activation": _function(config.activation),
-        "qk_norm": None if config.qk_norm is None else _norm(config.qk_norm),
-        "dtype": None if config.dtype is None else jnp.dtype(config.dtype).name,
-        "param_dtype": jnp.dtype(config.param_dtype).name,
+        "activation": function_to_json(config.activation),
+        "qk_norm": None if config.qk_norm is None else norm_to_json(config.qk_norm),
+        "dtype": dtype_to_json(config.dtype),
+        "param_dtype": dtype_to_json(config.param_dtype),
     }
 
 
 def config_from_json(tree: Mapping[str, Any]) -> TransformerConfig:
     """The configuration that `config_to_json` wrote."""
     placed = dict(tree["placement"])
-    norm, steps = _transform(placed.pop("norm")), [[Step(**step) for step in pair] for pair in placed.pop("steps")]
+    norm, steps = norm_from_json(placed.pop("norm")), [[Step(**step) for step in pair] for pair in placed.pop("steps")]
 
     def rule(kind: str, depth: int, layers: int) -> Step:
         del layers
@@ -54,10 +56,10 @@ def config_from_json(tree: Mapping[str, Any]) -> TransformerConfig:
     values = {
         "placement": Placement(norm, rule, **placed),
         "kinds": kinds,
-        "activation": _callable(tree["activation"]),
-        "qk_norm": None if tree["qk_norm"] is None else _transform(tree["qk_norm"]),
-        "dtype": None if tree["dtype"] is None else jnp.dtype(tree["dtype"]),
-        "param_dtype": jnp.dtype(tree["param_dtype"]),
+        "activation": function_from_json(tree["activation"]),
+        "qk_norm": None if tree["qk_norm"] is None else norm_from_json(tree["qk_norm"]),
+        "dtype": dtype_from_json(tree["dtype"]),
+        "param_dtype": dtype_from_json(tree["param_dtype"]),
     }
     return TransformerConfig(**{**tree, **values})
 
@@ -83,12 +85,32 @@ def _rope(tree: Mapping[str, Any] | None) -> Rope | None:
     return Rope(**{**tree, "scaling": made_again})
 
 
-def _norm(norm: NormTransform) -> dict[str, Any]:
+def dtype_to_json(dtype: Any) -> str | None:
+    """The name of a dtype."""
+    return None if dtype is None else jnp.dtype(dtype).name
+
+
+def dtype_from_json(name: str | None) -> Any:
+    """The dtype of a name."""
+    return None if name is None else jnp.dtype(name)
+
+
+def norm_to_json(norm: NormTransform) -> dict[str, Any]:
+    """A norm by the name and the arguments of its factory."""
     if norm == IDENTITY:
         return {"factory": None, "arguments": {}}
-    told = made(norm)
-    if told is None or getattr(normjax.norms, told.name, None) is not told.factory:
-        raise ValueError("a composed or hand-written norm cannot be stored; keep its configuration in code.")
+    return _made_to_json(norm, normjax.norms, "norm")
+
+
+def weights_to_json(weights: WeightTransform) -> dict[str, Any]:
+    """A reparametrization likewise."""
+    return _made_to_json(weights, normjax.weights, "reparametrization")
+
+
+def _made_to_json(transform: Any, room: Any, what: str) -> dict[str, Any]:
+    told = made(transform)
+    if told is None or getattr(room, told.name, None) is not told.factory:
+        raise ValueError(f"a composed or hand-written {what} cannot be stored; keep its configuration in code.")
     arguments = {name: value for name, value in told.given.items() if name not in _INITIALIZERS}
     return {"factory": told.name, "arguments": {name: _argument(name, value) for name, value in arguments.items()}}
 
@@ -100,7 +122,7 @@ def _argument(name: str, value: Any) -> Any:
             "precision": {k: v if isinstance(v, str | bool | None) else jnp.dtype(v).name for k, v in fields.items()}
         }
     if isinstance(value, NormTransform):
-        return {"norm": _norm(value)}
+        return {"norm": norm_to_json(value)}
     if isinstance(value, tuple | list):
         return list(value)
     if isinstance(value, int | float | str | None):
@@ -108,19 +130,27 @@ def _argument(name: str, value: Any) -> Any:
     raise ValueError(f"the argument {name}={value!r} of a norm cannot be stored as JSON.")
 
 
-def _transform(tree: Mapping[str, Any]) -> NormTransform:
-    if tree["factory"] is None:
-        return IDENTITY
-    factory = getattr(normjax.norms, tree["factory"], None)
+def norm_from_json(tree: Mapping[str, Any]) -> NormTransform:
+    """The norm that `norm_to_json` wrote."""
+    return IDENTITY if tree["factory"] is None else _made_from_json(tree, normjax.norms, "norm")
+
+
+def weights_from_json(tree: Mapping[str, Any]) -> WeightTransform:
+    """The reparametrization that `weights_to_json` wrote."""
+    return _made_from_json(tree, normjax.weights, "reparametrization")
+
+
+def _made_from_json(tree: Mapping[str, Any], room: Any, what: str) -> Any:
+    factory = getattr(room, tree["factory"], None)
     if not hasattr(factory, "method"):
-        raise ValueError(f"{tree['factory']!r} is no norm of this version of normjax.")
+        raise ValueError(f"{tree['factory']!r} is no {what} of this version of normjax.")
     assert factory is not None
     return factory(**{name: _value(value) for name, value in tree["arguments"].items()})
 
 
 def _value(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return _precision(value["precision"]) if "precision" in value else _transform(value["norm"])
+        return _precision(value["precision"]) if "precision" in value else norm_from_json(value["norm"])
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -130,15 +160,17 @@ def _precision(fields: Mapping[str, Any]) -> Precision:
     return Precision(**{**fields, **dtypes})
 
 
-def _function(fn: Callable[..., Any]) -> dict[str, Any]:
+def function_to_json(fn: Callable[..., Any]) -> dict[str, Any]:
+    """A function by its module, name and given arguments."""
     inner, arguments = (fn.func, fn.keywords) if isinstance(fn, functools.partial) and not fn.args else (fn, {})
     name = getattr(inner, "__name__", "")
     for module, namespace in _FUNCTIONS.items():
         if getattr(namespace, name, None) is inner:
             return {"module": module, "name": name, "arguments": arguments}
-    raise ValueError(f"the activation {fn!r} is no function of {' or '.join(_FUNCTIONS)}, and cannot be stored.")
+    raise ValueError(f"the activation {fn!r} is no function of {', '.join(_FUNCTIONS)}, and cannot be stored.")
 
 
-def _callable(tree: Mapping[str, Any]) -> Callable[..., Any]:
+def function_from_json(tree: Mapping[str, Any]) -> Callable[..., Any]:
+    """The function that `function_to_json` wrote."""
     found = getattr(_FUNCTIONS[tree["module"]], tree["name"])
     return functools.partial(found, **tree["arguments"]) if tree["arguments"] else found

@@ -29,7 +29,7 @@ def obstacle(params: Any, edge: Edge) -> str | None:
 
 
 def _obstacle(leaves: Leaves, edge: Edge) -> str | None:
-    needed = [f"{layer.path}/{layer.kernel}" for layer in edge.layers]
+    needed = [layer.kernel_path for layer in edge.layers]
     needed += [path for norm in edge.norms for path in _needed(norm)]
     absent = missing(leaves, needed)
     if absent is not None:
@@ -47,7 +47,7 @@ def _obstacle(leaves: Leaves, edge: Edge) -> str | None:
                 f"{layer.path} pads its input with zeros, behind which the norm's shift is missing: pad with "
                 "conv_pad_value and let the convolution pad nothing, or keep the norm."
             )
-        if not layer.takes_bias and not leaves.has(f"{layer.path}/bias"):
+        if not layer.takes_bias and not leaves.has(layer.bias_path):
             return f"{layer.path} has no bias to take the norm's shift, and its module takes none."
     return None
 
@@ -81,7 +81,16 @@ def _affine(leaves: Leaves, norm: NormAt) -> tuple[Any, Any]:
     mean, var, alpha = leaves.get(f"{state}/mean"), leaves.get(f"{state}/var"), leaves.get(f"{norm.path}/alpha")
     # One number for each layer of a stack.
     alpha = alpha if alpha is None or alpha.ndim == 0 else alpha.reshape(*alpha.shape[: var.ndim - 1], 1)
-    return rules.running_affine(scale, bias, mean, var, norm.epsilon, alpha=alpha)
+    return _behind(norm.skips, *rules.running_affine(scale, bias, mean, var, norm.epsilon, alpha=alpha))
+
+
+def _behind(count: int, scale: Any, shift: Any) -> tuple[Any, Any]:
+    """Scale and shift of all features, of which the norm leaves the first ones alone."""
+    if count == 0:
+        return scale, shift
+    xp, shape = namespace(scale, shift), (*scale.shape[:-1], count)
+    ends = (xp.ones(shape, scale.dtype), scale), (xp.zeros(shape, shift.dtype), shift)
+    return tuple(xp.concatenate(end, -1) for end in ends)  # pyright: ignore[reportReturnType]
 
 
 def _identity(leaves: Leaves, norm: NormAt) -> Changes:
@@ -94,19 +103,22 @@ def _identity(leaves: Leaves, norm: NormAt) -> Changes:
         # DyT's alpha is inside its tanh and stays.
         del values[f"{norm.path}/alpha"]
     else:
-        values |= {f"{state}/mean": 0, f"{state}/var": 1 - norm.epsilon}
+        # 1 - epsilon as the variance's own dtype has it: in a float64 network the gain takes the rest.
+        var = float(np.asarray(1 - norm.epsilon).astype(leaves.value(f"{state}/var").dtype))
+        gain = (var + norm.epsilon) ** 0.5
+        values |= {f"{norm.path}/scale": gain - norm.scale_offset, f"{state}/mean": 0, f"{state}/var": var}
     known = {path: leaves.get(path) for path in values if leaves.has(path)}
     return {path: namespace(leaf).full_like(leaf, values[path]) for path, leaf in known.items()}
 
 
 def _layer_of(leaves: Leaves, layer: Layer) -> tuple[Any, Any]:
-    return leaves.get(f"{layer.path}/{layer.kernel}"), leaves.get(f"{layer.path}/bias")
+    return leaves.get(layer.kernel_path), leaves.get(layer.bias_path)
 
 
 def _stored(leaves: Leaves, layer: Layer, kernel: Any, bias: Any) -> Changes:
-    changes = {f"{layer.path}/{layer.kernel}": kernel}
-    if bias is not None and (leaves.has(f"{layer.path}/bias") or not is_zero(bias)):
-        changes[f"{layer.path}/bias"] = bias
+    changes = {layer.kernel_path: kernel}
+    if bias is not None and (leaves.has(layer.bias_path) or not is_zero(bias)):
+        changes[layer.bias_path] = bias
     return changes
 
 

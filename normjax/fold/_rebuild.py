@@ -1,6 +1,7 @@
 """Models of another configuration with values of a given one."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -10,52 +11,110 @@ from flax import nnx
 
 from normjax._method import made
 from normjax.fold.apply import Report
-from normjax.models import LanguageModel, Transformer, ViT
+from normjax.models import Encoder, LanguageModel, MLPClassifier, ResNet, Transformer, ViT
 from normjax.models.transformer import TransformerConfig
 from normjax.transform import NormTransform, stateless
 
 
-def rebuilt(model: Any, config: TransformerConfig, *, head_bias: bool | None = None, untie: bool = False) -> Any:
-    """An abstract model like `model` with another configuration."""
-    if isinstance(model, Transformer):
-        return nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-    if isinstance(model, ViT):
-        size, _, channels = model.shape
-        patch, classes = model.patch_embedding.kernel_size, model.head.out_features
-        sizes = {
-            "image_size": size,
-            "patch_size": patch[0],
-            "classes": classes,
-            "channels": channels,
-            "pool": model.pool,
-        }
-        return nnx.eval_shape(lambda: ViT(config, **sizes, rngs=nnx.Rngs(0)))
-    options = options_of(model)
-    options |= {"tied": False} if untie else {}
-    options |= {} if head_bias is None else {"head_bias": head_bias or options["head_bias"]}
-    return nnx.eval_shape(lambda: LanguageModel(config, **options, rngs=nnx.Rngs(0)))
+def rebuilt(model: Any, **changes: Any) -> Any:
+    """An abstract model like `model`, some arguments of its constructor changed."""
+    arguments = arguments_of(model) | changes
+    return nnx.eval_shape(lambda: type(model)(**arguments, rngs=nnx.Rngs(0)))
 
 
-def options_of(model: LanguageModel) -> dict[str, Any]:
-    """The arguments of a language model beside its configuration, as far as they outlive its initialization."""
+@functools.singledispatch
+def arguments_of(model: Any) -> dict[str, Any]:
+    """The arguments of a model's constructor, as far as they outlive its initialization."""
+    raise TypeError(f"no {type(model).__name__} can be made again; expected one of {', '.join(_known())}.")
+
+
+def _known() -> list[str]:
+    return sorted(cls.__name__ for cls in arguments_of.registry if cls is not object)
+
+
+@arguments_of.register
+def _(model: Transformer) -> dict[str, Any]:
+    return {"config": model.config}
+
+
+@arguments_of.register
+def _(model: LanguageModel) -> dict[str, Any]:
     return {
+        "config": model.stack.config,
         "vocabulary": model.embedding.num_embeddings,
         "tied": model.head is None,
         "head_bias": model.head is not None and model.head.bias is not None,
-        "max_tokens": None if model.position_embedding is None else model.position_embedding.num_embeddings,
+        "max_tokens": _rows(model.position_embedding),
         "embedding_scale": model.embedding_scale,
         "logit_scale": model.logit_scale,
         "logit_softcap": model.logit_softcap,
     }
 
 
-def filled(target: Any, values: Mapping[str, Any], marked: Collection[str] = (), gone: tuple[str, ...] = ()) -> Any:
+@arguments_of.register
+def _(model: Encoder) -> dict[str, Any]:
+    return {
+        "config": model.stack.config,
+        "vocabulary": model.embedding.num_embeddings,
+        "max_tokens": _rows(model.position_embedding),
+        "types": _rows(model.type_embedding),
+        "pooler": model.pooler is not None,
+        "masked_head": model.head is not None,
+    }
+
+
+@arguments_of.register
+def _(model: ViT) -> dict[str, Any]:
+    size, _, channels = model.shape
+    return {
+        "config": model.stack.config,
+        "image_size": size,
+        "patch_size": model.patch_embedding.kernel_size[0],
+        "classes": model.head.out_features,
+        "channels": channels,
+        "pool": model.pool,
+    }
+
+
+@arguments_of.register
+def _(model: ResNet) -> dict[str, Any]:
+    return {"config": model.config, "classes": model.head.out_features, "channels": model.channels}
+
+
+@arguments_of.register
+def _(model: MLPClassifier) -> dict[str, Any]:
+    first = model.hidden[0] if len(model.hidden) else model.head
+    return {
+        "features": first.in_features,
+        "widths": tuple(layer.out_features for layer in model.hidden),
+        "classes": model.head.out_features,
+        "norm": model.norms[0].transform if len(model.norms) else None,
+        "use_bias": len(model.hidden) > 0 and first.bias is not None,
+        "activation": model.activation,
+        "dtype": model.dtype,
+        "param_dtype": model.head.param_dtype,
+        "remat": model.remat,
+    }
+
+
+def _rows(embedding: nnx.Embed | None) -> int | None:
+    return None if embedding is None else embedding.num_embeddings
+
+
+def marked(values: Mapping[str, nnx.Variable]) -> set[str]:
+    """The paths of variables that are for inference only."""
+    return {path for path, variable in values.items() if variable.get_metadata().get("inference_only")}
+
+
+def filled(
+    target: Any, values: Mapping[str, Any], inference_only: Collection[str] = (), gone: tuple[str, ...] = ()
+) -> Any:
     """The abstract model with values by path; biases that have none are 0, other leaves must be there.
 
     Args:
       target: The model that `rebuilt` made.
       values: Arrays or variables by path.
-      marked: Paths of the variables to mark as for inference only.
+      inference_only: Paths of the variables to mark so.
       gone: Below which paths there may be values that the model has no place for.
 
     Returns:
@@ -79,7 +138,7 @@ def filled(target: Any, values: Mapping[str, Any], marked: Collection[str] = (),
         else:
             raise ValueError(f"there is no value for {path} of the model.")
         flat[keys] = variable.replace(jnp.asarray(value))
-        if path in marked:
+        if path in inference_only:
             flat[keys].set_metadata(inference_only=True)
     return nnx.merge(graph, nnx.from_flat_state(flat))
 

@@ -15,7 +15,7 @@ from normjax.nnx import Norm
 from normjax.optim._paths import boxed_leaves
 
 # The methods whose evaluation is one affine map of running statistics that `running_affine` knows.
-_RUNNING = ("batch_norm", "rep_batch_norm", "prep_batch_norm", "unified_norm")
+RUNNING = ("batch_norm", "estimated_batch_norm", "rep_batch_norm", "prep_batch_norm", "unified_norm")
 _STREAM = "its output is the residual stream, or is added to it: the gain has no linear layer to go into"
 
 
@@ -30,7 +30,7 @@ def norm_at(norm: Norm, path: str) -> NormAt | Refusal:
         return Refusal(path, f"{told.name} takes its gain from a condition ({', '.join(told.method.context)}).")
     if told.method.folds == "none":
         return Refusal(path, f"{told.name} has neither a gain of its own nor fixed statistics.")
-    if told.name in _RUNNING:
+    if told.name in RUNNING:
         return _running(norm, path, told)
     leaves = boxed_leaves(nnx.state(norm))
     if "scale" not in leaves and "bias" not in leaves:
@@ -41,15 +41,19 @@ def norm_at(norm: Norm, path: str) -> NormAt | Refusal:
 
 
 def _running(norm: Norm, path: str, told: Any) -> NormAt | Refusal:
-    epsilon = told.argument("epsilon", 1e-5)
-    if told.argument("debias") or told.argument("feature_axes", -1) != -1:
-        return Refusal(path, f"{told.name} with debias or other feature axes is not in the plan; see running_affine.")
     if told.name != "prep_batch_norm":
-        return NormAt(path, "running", epsilon=epsilon)
+        return running_at(told, path)
     schedule: Any = norm
     if int(schedule.weights_state["iter"][...].max()) > 0:
         return Refusal(path, "the schedule of PRepBN has not reached its end: training still mixes in the token norm.")
-    return NormAt(f"{path}/1", "running", f"{path}/1_state", epsilon)
+    return running_at(told, f"{path}/1", f"{path}/1_state")
+
+
+def running_at(told: Any, path: str, state: str | None = None, skips: int = 0) -> NormAt | Refusal:
+    """A norm with running statistics, made with these arguments, whose features are the layer's last."""
+    if told.argument("debias") or any(told.argument(n, -1) != -1 for n in ("feature_axes", "feature_axis")):
+        return Refusal(path, f"{told.name} with debias or other feature axes is not in the plan; see running_affine.")
+    return NormAt(path, "running", state, told.argument("epsilon", 1e-5), skips=skips)
 
 
 def before(norm: Norm, path: str, layers: tuple[Layer, ...], stacked: int = 0) -> Edge | Refusal:

@@ -1,4 +1,4 @@
-"""A trained language model as a folder: `config.json`, and its parameters through orbax or safetensors.
+"""A trained model as a folder: `config.json`, and its parameters through orbax or safetensors.
 
 The folder is written beside its place and renamed into it: it is there whole or not at all, and never written over.
 Needs `pip install "normjax[checkpoints]"`.
@@ -16,18 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from normjax import _checks
-from normjax.fold._config import config_from_json, config_to_json
-from normjax.fold._rebuild import filled, options_of
-from normjax.models import LanguageModel
+from normjax import _checks, models
+from normjax.fold import _described
+from normjax.fold._rebuild import filled, marked
 from normjax.optim._paths import boxed_leaves
 
 Format = Literal["orbax", "safetensors"]
 _CONFIG, _ORBAX, _SAFETENSORS = "config.json", "parameters", "parameters.safetensors"
+_PREFIX, _VERSION = "normjax.models.", 1
 
 
-def save_model(path: str | os.PathLike[str], model: LanguageModel, *, format: Format = "orbax") -> None:
-    """Writes a language model.
+def save_model(path: str | os.PathLike[str], model: nnx.Module, *, format: Format = "orbax") -> None:
+    """Writes a language model, encoder, ViT, ResNet or MLP classifier.
 
     Args:
       path: A folder that does not exist yet.
@@ -39,7 +39,7 @@ def save_model(path: str | os.PathLike[str], model: LanguageModel, *, format: Fo
 
     Raises:
       FileExistsError: If the path exists.
-      TypeError: If the model is no `LanguageModel`.
+      TypeError: If the model is none of these.
       ValueError: If its configuration cannot be stored: a composed norm, an activation that is no function of JAX's.
       ModuleNotFoundError: If the format's package is not installed.
 
@@ -55,16 +55,16 @@ def save_model(path: str | os.PathLike[str], model: LanguageModel, *, format: Fo
       True
     """
     _checks.check_choice("format", format, Format)
-    if not isinstance(model, LanguageModel):
-        raise TypeError(f"expected a LanguageModel, got {type(model).__name__}.")
+    kind = type(model).__name__
+    if kind not in _described.KINDS or not isinstance(model, getattr(models, kind)):
+        raise TypeError(f"expected a {', '.join(_described.KINDS[:-1])} or {_described.KINDS[-1]}, got {kind}.")
     target = Path(path).absolute()
     if target.exists():
         raise FileExistsError(f"{target} exists; checkpoints are not written over. Give a new path.")
     variables = boxed_leaves(nnx.state(model))
     values = {name: np.asarray(jax.device_get(v.get_value())) for name, v in variables.items()}
-    marked = sorted(name for name, v in variables.items() if v.get_metadata().get("inference_only"))
-    described = {"format": "normjax.models.LanguageModel", "version": 1, "inference_only": marked}
-    described |= {"model": options_of(model), "config": config_to_json(model.stack.config)}
+    described = {"format": _PREFIX + kind, "version": _VERSION, "inference_only": sorted(marked(variables))}
+    described |= _described.to_json(model)
     partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
@@ -76,8 +76,8 @@ def save_model(path: str | os.PathLike[str], model: LanguageModel, *, format: Fo
         raise
 
 
-def load_model(path: str | os.PathLike[str]) -> LanguageModel:
-    """Reads a language model that `save_model` wrote.
+def load_model(path: str | os.PathLike[str]) -> Any:
+    """Reads a model that `save_model` wrote.
 
     Args:
       path: The folder.
@@ -100,11 +100,14 @@ def load_model(path: str | os.PathLike[str]) -> LanguageModel:
     if not (folder / _CONFIG).is_file():
         raise FileNotFoundError(f"{folder} holds no {_CONFIG}; expected a folder that save_model wrote.")
     described = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    known = (described.get("format"), described.get("version"))
-    if known != ("normjax.models.LanguageModel", 1):
-        raise ValueError(f"{folder} holds {known}; this version reads ('normjax.models.LanguageModel', 1).")
-    config = config_from_json(described["config"])
-    target = nnx.eval_shape(lambda: LanguageModel(config, **described["model"], rngs=nnx.Rngs(0)))
+    name, version = described.get("format"), described.get("version")
+    kind = str(name).removeprefix(_PREFIX)
+    if kind not in _described.KINDS or version != _VERSION:
+        raise ValueError(
+            f"{folder} holds {(name, version)}; this version reads version {_VERSION} of {_PREFIX}"
+            f"{{{', '.join(_described.KINDS)}}}."
+        )
+    target = _described.from_json(kind, described)
     return filled(target, _READ[format_of(folder)](folder), described["inference_only"])
 
 

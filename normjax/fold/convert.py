@@ -1,4 +1,4 @@
-r"""Pre-LN to Pre-RMSNorm to Pre-CRMSNorm on trained language models, and training one as the other.
+r"""Pre-LN to Pre-RMSNorm to Pre-CRMSNorm on trained transformers, and training one as the other.
 
 Exact in real arithmetic (Jiang et al. 2023). Layer norm and RMS norm with the same epsilon agree on a stream without
 mean. What the conversion saves, in rounding as in work, is layer norm's subtraction of a mean that may be large beside
@@ -13,32 +13,30 @@ import jax.numpy as jnp
 from flax import nnx
 
 from normjax._method import made
-from normjax.fold import centre
-from normjax.fold._rebuild import filled, rebuilt
+from normjax.fold import _stream, centre
+from normjax.fold._rebuild import filled, marked, rebuilt
+from normjax.fold._stream import Model
 from normjax.fold.apply import Dtype, applied
 from normjax.fold.models import fold_model
-from normjax.fold.plan import Edge, Layer, Plan
-from normjax.models import LanguageModel
+from normjax.fold.plan import Edge, Plan
 from normjax.models.transformer import TransformerConfig
 from normjax.norms import crms_norm, rms_norm
 from normjax.optim._paths import boxed_leaves
 from normjax.transform import NormTransform
 
-_WRITERS = {"attention": "out", "ffn": "down"}
-_READERS = {"attention": ("query", "key", "value"), "ffn": ("gate", "up")}
 
-
-def centering_plan(model: LanguageModel) -> Plan:
-    """The plan that takes the mean out of everything that a Pre-LN language model writes to its stream (rule F6).
+def centering_plan(model: Model) -> Plan:
+    """The plan that takes the mean out of everything that a Pre-LN transformer writes to its stream (rule F6).
 
     Args:
-      model: Pre-LN (also parallel, or with LayerNorm Scaling), with a final norm and a head of its own.
+      model: Language model, encoder or ViT: Pre-LN (also parallel, or with LayerNorm Scaling), with a final norm and a
+        head of its own; an encoder without a head for masked tokens, which is the embedding's transpose.
 
     Returns:
       The plan.
 
     Raises:
-      TypeError: If the model is no `LanguageModel`.
+      TypeError: If the model is no `LanguageModel`, `Encoder` or `ViT`.
       ValueError: If something reads the stream that is no layer norm, or writes to it what cannot be centred; says what
         and the way out.
 
@@ -54,29 +52,22 @@ def centering_plan(model: LanguageModel) -> Plan:
     References:
       Jiang et al. 2023, [Pre-RMSNorm and Pre-CRMSNorm Transformers](https://arxiv.org/abs/2305.14858).
     """
-    if not isinstance(model, LanguageModel):
-        raise TypeError(f"expected a LanguageModel, got {type(model).__name__}: who writes to its stream is not known.")
-    obstacle = _not_centrable(model)
+    _stream.check_model(model)
+    obstacle = _not_layer_norm(model) or _stream.obstacle(model)
     if obstacle is not None:
         raise ValueError(f"this model does not convert: {obstacle}")
-    tables = [n for n in ("embedding", "position_embedding") if getattr(model, n) is not None]
-    edges = [Edge("center", (), tuple(Layer(name, kernel="embedding") for name in tables))]
-    for index, scanned in enumerate(model.stack._lengths()):
-        here = f"stack/blocks/{index}"
-        layers = tuple(Layer(f"{here}/{name}/branch/{matrix}") for name, matrix in _WRITERS.items())
-        edges.append(Edge("center", (), layers, 1 if scanned else 0))
-    return Plan(tuple(edges))
+    return Plan(tuple(Edge("center", (), layers, stacked) for layers, stacked in _stream.writers(model)))
 
 
-def to_pre_rms(model: LanguageModel, *, dtype: Dtype = "float64") -> LanguageModel:
-    """Converts a trained Pre-LN language model to Pre-RMSNorm: the same function, gains and biases kept.
+def to_pre_rms(model: Model, *, dtype: Dtype = "float64") -> Any:
+    """Converts a trained Pre-LN transformer to Pre-RMSNorm: the same function, gains and biases kept.
 
     Args:
       model: As in `centering_plan`; it is not changed.
       dtype: As in `apply`.
 
     Returns:
-      A model with RMS norms of the same epsilon, which may be trained on.
+      A model with RMS norms of the same epsilon, which may be trained on, unless the given one was folded before.
 
     Raises:
       TypeError, ValueError: As in `centering_plan`.
@@ -96,7 +87,7 @@ def to_pre_rms(model: LanguageModel, *, dtype: Dtype = "float64") -> LanguageMod
     return _builder(model, dtype, keep_dtype=True)(nnx.state(model))
 
 
-def rms_reparametrization(model: LanguageModel, *, dtype: Dtype = "float32") -> Callable[[nnx.State], LanguageModel]:
+def rms_reparametrization(model: Model, *, dtype: Dtype = "float32") -> Callable[[nnx.State], Any]:
     """Trains a Pre-LN model as Pre-RMSNorm: a function from its parameters to the converted model, to differentiate.
 
     Gradients with respect to the Pre-LN parameters are Pre-LN's own, and so is the trajectory of any optimizer; the
@@ -129,20 +120,21 @@ def rms_reparametrization(model: LanguageModel, *, dtype: Dtype = "float32") -> 
     return _builder(model, dtype, keep_dtype=True)
 
 
-def _builder(model: LanguageModel, dtype: Dtype, keep_dtype: bool) -> Callable[[nnx.State], LanguageModel]:
+def _builder(model: Model, dtype: Dtype, keep_dtype: bool) -> Callable[[nnx.State], Any]:
     plan = centering_plan(model)
     config = model.stack.config
-    target = rebuilt(model, _with_norm(config, _as_rms(config.placement.norm)))
+    target = rebuilt(model, config=_with_norm(config, _as_rms(config.placement.norm)))
 
-    def build(state: nnx.State) -> LanguageModel:
+    def build(state: nnx.State) -> Any:
         tree, _ = applied(state, plan, dtype, keep_dtype, mark=False)
-        return filled(target, boxed_leaves(tree))
+        values = boxed_leaves(tree)
+        return filled(target, values, marked(values))
 
     return build
 
 
-def to_pre_crms(model: LanguageModel, *, dtype: Dtype = "float64") -> LanguageModel:
-    """Converts a trained Pre-LN language model to Pre-CRMSNorm: a stream of one feature less, norms without parameters.
+def to_pre_crms(model: Model, *, dtype: Dtype = "float64") -> Any:
+    """Converts a trained Pre-LN language model or ViT to Pre-CRMSNorm: one feature less, norms without parameters.
 
     The norms' gains and biases are folded first, so that the result is for inference: its changed variables are marked.
     A width of d - 1 does not fill the lanes of a TPU.
@@ -155,7 +147,7 @@ def to_pre_crms(model: LanguageModel, *, dtype: Dtype = "float64") -> LanguageMo
       The model, of `features - 1` features.
 
     Raises:
-      TypeError, ValueError: As in `centering_plan`, and if a norm of the model cannot be folded.
+      TypeError, ValueError: As in `centering_plan`, and if a norm of the model cannot be folded, as an encoder's last.
 
     Example:
       >>> import jax.numpy as jnp, normjax as nj
@@ -183,22 +175,23 @@ def to_pre_crms(model: LanguageModel, *, dtype: Dtype = "float64") -> LanguageMo
     head = config.head_features or config.features // config.heads
     smaller = dataclasses.replace(_with_norm(config, norm), features=config.features - 1, head_features=head)
     values = {path: leaf.get_value() for path, leaf in boxed_leaves(nnx.state(folded)).items()}
-    compressed = {path: _compressed(path, value).astype(_dtype_of(path, given)) for path, value in values.items()}
-    return filled(rebuilt(folded, smaller), compressed, set(compressed))
+    written = {
+        path for layers, _ in _stream.writers(folded) for la in layers for path in (la.kernel_path, la.bias_path)
+    }
+    read = set(_stream.readers(folded))
+    compressed = {}
+    for path, value in values.items():
+        if path in written:
+            value = centre.compress_out(value)
+        elif path in read:
+            value = jnp.asarray(centre.compress_in(value))
+        compressed[path] = value.astype(_dtype_of(path, given))
+    return filled(rebuilt(folded, config=smaller), compressed, set(compressed))
 
 
 def _dtype_of(path: str, given: Mapping[str, Any]) -> Any:
     """The dtype of a leaf; that of its kernel where a fold made it."""
     return given.get(path) or given[f"{path.rpartition('/')[0]}/kernel"]
-
-
-def _compressed(path: str, value: Any) -> Any:
-    *_, layer, leaf = path.split("/")
-    writes = layer in ("embedding", "position_embedding", *_WRITERS.values())
-    reads = layer == "head" or layer in (*_READERS["attention"], *_READERS["ffn"])
-    if writes:
-        return centre.compress_out(value)
-    return jnp.asarray(centre.compress_in(value)) if reads and leaf == "kernel" else value
 
 
 def _as_rms(norm: NormTransform) -> NormTransform:
@@ -212,28 +205,8 @@ def _with_norm(config: TransformerConfig, norm: NormTransform) -> TransformerCon
     return dataclasses.replace(config, placement=dataclasses.replace(config.placement, norm=norm))
 
 
-def _not_centrable(model: LanguageModel) -> str | None:
-    stack = model.stack
-    place, told = stack.config.placement, made(stack.config.placement.norm)
+def _not_layer_norm(model: Model) -> str | None:
+    told = made(model.stack.config.placement.norm)
     if told is None or told.name != "layer_norm" or told.argument("feature_axes") or told.argument("axis") != -1:
         return "its norm is not layer_norm over the last axis, and only that ignores the mean of the stream."
-    if model.head is None:
-        return (
-            "its head is the embedding's transpose, which centring would change; fold_model(model, untie=True) first."
-        )
-    if place.embedding or not place.final or place.streams != "one":
-        return "it needs a stream that starts at the embedding itself, ends in a norm and has no second one beside it."
-    for depth in range(1, stack.config.layers + 1):
-        for step in (
-            place.step("attention", depth, stack.config.layers),
-            place.step("ffn", depth, stack.config.layers),
-        ):
-            if step.gate is not None:
-                return "a gate follows the branch and gives it a mean again; fold_model folds LayerScale first."
-            if step.after or step.output or step.residual:
-                return "a norm writes to the stream (Post-LN, Peri-LN or the like), and its gain and bias have a mean."
-            if step.inner or step.qkv:
-                return "the norms inside its sublayers are the same layer norm, of features that have a mean."
-            if not step.before and not place.parallel:
-                return "a sublayer reads the stream without a norm."
     return None

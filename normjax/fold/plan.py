@@ -18,7 +18,7 @@ class Layer:
     """A linear layer of a parameter tree.
 
     Attributes:
-      path: Of the layer; its leaves are `path/kernel` and `path/bias`.
+      path: Of the layer; its leaves are `path/kernel` and `path/bias`. Empty for a leaf of the tree itself.
       kernel: Name of the kernel; `"embedding"` for a table whose rows are written to the stream.
       in_axes: Axes of the kernel that read, `(-2,)` for Dense and HWIO convolutions.
       out_axes: Axes that write, `(-1,)`.
@@ -39,6 +39,16 @@ class Layer:
     input_scale: float = 1.0
     takes_bias: bool = True
 
+    @property
+    def kernel_path(self) -> str:
+        """The leaf of the kernel."""
+        return f"{self.path}/{self.kernel}" if self.path else self.kernel
+
+    @property
+    def bias_path(self) -> str:
+        """The leaf of the bias, whether there is one or not."""
+        return f"{self.path}/bias" if self.path else "bias"
+
 
 @dataclasses.dataclass(frozen=True)
 class NormAt:
@@ -51,6 +61,7 @@ class NormAt:
       state: Path of the running statistics, leaves `mean` and `var`; `None` for that of the parameters.
       epsilon: Of a norm with running statistics.
       scale_offset: Added to the stored gain, 1 for Gemma's.
+      skips: How many of the layer's first features another norm has (IBN's instance half), which the fold leaves alone.
     """
 
     path: str
@@ -58,6 +69,7 @@ class NormAt:
     state: str | None = None
     epsilon: float = 1e-5
     scale_offset: float = 0.0
+    skips: int = 0
 
     def __post_init__(self):
         """Rejects an unknown kind."""
@@ -157,7 +169,7 @@ class Plan:
         columns = [rich.table.Column(name, overflow="fold") for name in ("norm", "rule", "into, or why not")]
         table = rich.table.Table(*columns, title="folding plan", title_justify="left")
         for edge in self.edges:
-            into = ", ".join(layer.path for layer in edge.layers) or "the gain of the queries"
+            into = ", ".join(layer.path or layer.kernel for layer in edge.layers) or "the gain of the queries"
             table.add_row(edge.name, edge.rule, into + (" (stacked)" if edge.stacked else ""))
         for refusal in self.refusals:
             table.add_row(refusal.path, "[yellow]refused[/yellow]", refusal.reason)

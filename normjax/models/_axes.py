@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
 from normjax.nnx import Norm
@@ -31,6 +32,8 @@ def named_norm(
     features: int | tuple[int, ...],
     rngs: nnx.Rngs,
     name: str | tuple[str | None, ...] = "norm",
+    *,
+    dtype: Any = jnp.float32,
     **context: Any,
 ) -> Norm:
     """A norm whose parameters and statistics with one number per feature carry the name of that axis.
@@ -40,6 +43,7 @@ def named_norm(
       features: As in `Norm`.
       rngs: As in `Norm`.
       name: Of the features, or of as many last axes of the shape.
+      dtype: As in `Norm`.
       **context: As in `Norm`. Where there is a `condition`, what maps it to features has the axes of a matrix that
         reads the stream.
     """
@@ -47,7 +51,7 @@ def named_norm(
     sizes = (features,) if isinstance(features, int) else features[-len(names) :]
     condition = context["condition"].shape[-1] if "condition" in context else None
     with nnx.use_eager_sharding(False):
-        layer = Norm(norm, features, **context, rngs=rngs)
+        layer = Norm(norm, features, dtype=dtype, **context, rngs=rngs)
     for _, node in nnx.iter_graph(layer):
         if isinstance(node, nnx.Param | nnx.BatchStat) and (axes := _axes(node.shape, sizes, names, condition)):
             node.set_metadata(out_sharding=axes)

@@ -35,6 +35,7 @@ class MLPClassifier(nnx.Module):
         *,
         classes: int,
         norm: NormTransform | None,
+        use_bias: bool | None = None,
         activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
         kernel_init: Callable[..., jax.Array] = _HIDDEN_INIT,
         dtype: Any = None,
@@ -49,6 +50,8 @@ class MLPClassifier(nnx.Module):
           widths: Units of each hidden layer.
           classes: Number of logits.
           norm: $N$, or `None`.
+          use_bias: Whether the hidden layers have biases, as those have into which norms were folded; `None` for only
+            where there is no norm.
           activation: $\phi$; the identity if the norm has it inside.
           kernel_init: Initializer of the hidden layers.
           dtype: Dtype to compute in; `None` is that of inputs and parameters together. Logits have the parameters'.
@@ -59,16 +62,19 @@ class MLPClassifier(nnx.Module):
         for count in (features, classes, *widths):
             _checks.check_count("features, widths and classes", count, 1)
         dtypes = {"param_dtype": param_dtype, "rngs": rngs}
-        options = {"kernel_init": kernel_init, "use_bias": norm is None, "dtype": dtype, **dtypes}
+        use_bias = norm is None if use_bias is None else use_bias
+        options = {"kernel_init": kernel_init, "use_bias": use_bias, "dtype": dtype, **dtypes}
         # The first layer makes a stream, as an embedding of patches does, the others go out of it and back.
         names = ["mlp" if index % 2 else "embed" for index in range(len(widths))]
         ends = [linear_names(*pair) for pair in zip((None, *names), (*names, None), strict=True)]
         sizes = list(zip((features, *widths), widths, strict=False))
-        self.activation, self.remat = activation, remat
+        self.activation, self.dtype, self.remat = activation, dtype, remat
         layers = zip(sizes, ends, strict=False)
         self.hidden = nnx.List([nnx.Linear(*size, **options, **metadata) for size, metadata in layers])
+        # A float64 network has float64 statistics; others have float32 ones.
+        wide = promote(jnp.float32, param_dtype)
         places = [(width, "norm" if name == "embed" else name) for width, name in zip(widths, names, strict=True)]
-        norms = [] if norm is None else [named_norm(norm, width, rngs, name) for width, name in places]
+        norms = [] if norm is None else [named_norm(norm, width, rngs, name, dtype=wide) for width, name in places]
         self.norms = nnx.List(norms)
         self.head = nnx.Linear((features, *widths)[-1], classes, **dtypes, **ends[-1])
 

@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 
 from normjax.models._axes import conv_names, named_norm
 from normjax.nnx import Norm, Reparametrized
+from normjax.precision import promote
 
 if TYPE_CHECKING:
     from normjax.models.resnet import ResNetConfig
@@ -62,4 +64,6 @@ class Layers(NamedTuple):
     def norm(self, site: Site, name: str = "norm") -> Norm | None:
         """The norm of a site, or `None`; the name is that of its features."""
         transform = self.config.norm(site)
-        return None if transform is None else named_norm(transform, site.features, self.rngs, name)
+        # A float64 network has float64 statistics; others have float32 ones.
+        wide = promote(jnp.float32, self.config.param_dtype)
+        return None if transform is None else named_norm(transform, site.features, self.rngs, name, dtype=wide)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+import os
 
 import flax.linen as nn
 import jax
@@ -15,6 +17,7 @@ import normjax as nj
 from normjax import fold
 from normjax.fold import Edge, Layer, NormAt, Plan
 
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 EPS32 = float(np.finfo(np.float32).eps)
 
 
@@ -139,14 +142,74 @@ def test_rounded_once_to_each_leafs_dtype():
     assert kept.params["dense"]["kernel"].dtype == jnp.float32
 
 
-def test_shardings_are_kept():
+class Convolutions(nn.Module):
+    """A convolution between two batch norms."""
+
+    strides: int
+    padding: str
+    groups: int
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, x):
+        norm = lambda name: nj.linen.Norm(nj.batch_norm(), use_running_average=True, name=name)
+        options = {"strides": self.strides, "padding": self.padding, "feature_group_count": self.groups}
+        y = nn.Conv(8, (3, 3), **options, use_bias=self.use_bias, name="conv")(norm("first")(x))
+        return norm("second")(y)
+
+
+CONVOLUTIONS = list(itertools.product([1, 2], ["VALID", "SAME"], [1, 2, 4]))
+SOME = [(1, "SAME", 1), (2, "SAME", 2), (2, "VALID", 4)]
+
+
+@pytest.mark.parametrize(("strides", "padding", "groups"), CONVOLUTIONS if NIGHTLY else SOME)
+def test_convolutions_of_flax(strides, padding, groups):
+    """Both sides of what Flax computes; the norm before one that pads stays, or goes with the value to pad with."""
+    module, x = Convolutions(strides, padding, groups, use_bias=(groups + strides) % 2 == 0), normal(2, 5, 5, 4)
+    variables = moved(jax.eval_shape(module.init, jax.random.key(0), x))
+    layer = Layer("params/conv", groups=groups, padded=padding == "SAME")
+    edges = [
+        Edge(rule, (NormAt(f"params/{name}", "running", f"batch_stats/{name}"),), (layer,))
+        for rule, name in (("before", "first"), ("after", "second"))
+    ]
+    folded, report = fold.apply(variables, Plan(tuple(edges)), strict=False)
+    assert len(report.refusals) == (padding == "SAME")
+    assert report.needs_bias == (() if module.use_bias else ("params/conv",))
+    expected, biased = jax.jit(module.apply)(variables, x), dataclasses.replace(module, use_bias=True)
+    largest = 64 * EPS32 * float(jnp.abs(expected).max())
+    np.testing.assert_allclose(jax.jit(biased.apply)(folded.params, x), expected, rtol=0, atol=largest)
+    if padding == "VALID":
+        return
+    # By hand: the border is what the norm takes to 0, and the convolution pads nothing.
+    whole, _ = fold.apply(
+        folded, Plan((dataclasses.replace(edges[0], layers=(dataclasses.replace(layer, padded=False),)),))
+    )
+    own, given = ({**variables[c]["first"]} for c in ("params", "batch_stats"))
+    value = fold.conv_pad_value(*fold.running_affine(own["scale"], own["bias"], given["mean"], given["var"], 1e-5))
+    border = ((0, 0), (1, 1), (1, 1), (0, 0))
+    inside = jnp.pad(jnp.ones_like(x), border)
+    around = jnp.where(inside == 1, jnp.pad(x, border), value.reshape(1, 1, 1, -1))
+    valid = dataclasses.replace(biased, padding="VALID")
+    atol = largest * max(1.0, float(jnp.abs(value).max()))
+    np.testing.assert_allclose(jax.jit(valid.apply)(whole.params, around), expected, rtol=0, atol=atol)
+
+
+AFTER = Plan((Edge("after", (NormAt("norm", "running"),), (Layer("dense"),)),))
+
+
+@pytest.mark.parametrize("rule", ["before", "after", "center"])
+def test_shardings_are_kept(rule):
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    tree = {"norm": {"scale": normal(8), "bias": normal(8)}, "dense": {"kernel": normal(8, 16)}}
+    features = 16 if rule == "after" else 8
+    norm = {"scale": normal(features), "bias": normal(features)}
+    norm |= {"mean": normal(features), "var": np.exp(normal(features))} if rule == "after" else {}
+    tree = {"norm": norm, "dense": {"kernel": normal(8, 16), "bias": normal(16, seed=3)}}
     sharding = NamedSharding(mesh, PartitionSpec("data", "model"))
-    placed = {**tree, "dense": {"kernel": jax.device_put(tree["dense"]["kernel"], sharding)}}
-    expected = fold.apply(tree, one_edge())[0].params["dense"]
+    placed = {**tree, "dense": tree["dense"] | {"kernel": jax.device_put(tree["dense"]["kernel"], sharding)}}
+    plan = {"before": one_edge(), "after": AFTER, "center": CENTRED}[rule]
+    expected = fold.apply(tree, plan)[0].params["dense"]
     for dtype in ("float64", "float32"):
-        new = fold.apply(placed, one_edge(), dtype=dtype)[0].params["dense"]
+        new = fold.apply(placed, plan, dtype=dtype)[0].params["dense"]
         assert new["kernel"].sharding == sharding
         for name in ("kernel", "bias"):
             np.testing.assert_allclose(new[name], expected[name], rtol=4 * EPS32, atol=16 * EPS32)

@@ -32,22 +32,23 @@ def language_model(place, seed=0, **options):
     head = {n: options.pop(n) for n in ("tied", "max_tokens", "embedding_scale") if n in options}
     fields = {"layers": 2, "features": 8, "heads": 4, "kv_heads": 2, "hidden": 12, "gated": True}
     fields |= {"placement": place, "param_dtype": jnp.float64} | options
-    model = LanguageModel(TransformerConfig(**fields), vocabulary=7, **{"tied": False} | head, rngs=nnx.Rngs(0))
-    randomized(model, seed)
-    model.eval()
-    return model
+    config, options = TransformerConfig(**fields), {"tied": False} | head
+    return randomized(lambda: LanguageModel(config, vocabulary=7, **options, rngs=nnx.Rngs(0)), seed)
 
 
-def randomized(model, seed=0):
-    rng = np.random.default_rng(seed)
+def randomized(make, seed=0):
+    """A model ready for evaluation in which all is random; nothing is compiled to initialize it."""
+    rng, (graph, state) = np.random.default_rng(seed), nnx.split(nnx.eval_shape(make))
 
     def draw(path, leaf):
         if jnp.issubdtype(leaf.dtype, jnp.integer):
-            return jnp.zeros_like(leaf)
+            return jnp.zeros(leaf.shape, leaf.dtype)
         name, z = jax.tree_util.keystr(path), rng.standard_normal(leaf.shape)
         return jnp.asarray(np.exp(z) if "'var'" in name else 0.5 * z + ("'scale'" in name), leaf.dtype)
 
-    nnx.update(model, jax.tree_util.tree_map_with_path(draw, nnx.state(model)))
+    model = nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, state))
+    model.eval()
+    return model
 
 
 def layer_norm(**options):
@@ -105,23 +106,20 @@ def test_every_placement(name):
     if not edges:
         jax.tree.map(np.testing.assert_array_equal, nnx.state(folded), nnx.state(model))
         return
-    # Running statistics and buffers are float32: 1 - epsilon is rounded there.
-    running = any(norm.kind == "running" for edge in report.applied for norm in edge.norms)
-    result = fold.verify(model, folded, TOKENS, tolerance=1e-6 if running else FLOAT64)
+    result = fold.verify(model, folded, TOKENS, tolerance=FLOAT64)
     assert result.passed, result
     assert bool(report.needs_bias) == (place.norm.apply.made.name not in ("rms_norm", "scale_norm"))
     # A second fold finds gains of one.
     again, _ = fold.fold_model(folded)
     again.eval()
-    assert fold.verify(folded, again, TOKENS, tolerance=1e-6 if running else FLOAT64).passed
+    assert fold.verify(folded, again, TOKENS, tolerance=FLOAT64).passed
     if name in ("scale_norm", "batch_renorm"):
         with pytest.raises(ValueError, match="cannot be made without its parameters"):
             fold.fold_model(model, drop=True)
     elif not reasons:
         small, _ = fold.fold_model(model, drop=True)
         small.eval()
-        # Without the norms' parameters nothing of them is rounded.
-        assert fold.verify(model, small, TOKENS, tolerance=1e-10).passed
+        assert fold.verify(model, small, TOKENS, tolerance=FLOAT64).passed
         assert len(jax.tree.leaves(nnx.state(small))) < len(jax.tree.leaves(nnx.state(folded)))
     else:
         with pytest.raises(ValueError, match="drop=True needs every norm folded"):
@@ -173,6 +171,15 @@ def test_norms_of_queries_and_keys(over, kind):
         np.testing.assert_array_equal(folded.stack.blocks[0].attention.branch.key_norm.scale[...], 0)
 
 
+@pytest.mark.parametrize(
+    ("norm", "reason"), [(nj.l2_norm(), "neither a gain"), (layer_norm(), "have a bias, which does not go")]
+)
+def test_norms_of_queries_and_keys_that_stay(norm, reason):
+    model = language_model(placements.pre(rms_norm()), layers=1, qk_norm=norm)
+    assert all(reason in r.reason for r in fold.plan_for(model).refusals if "_norm" in r.path.rpartition("/")[2])
+    assert any("key_norm" in r.path for r in fold.plan_for(model).refusals)
+
+
 def test_tied_heads():
     model = language_model(placements.pre(layer_norm()), tied=True)
     assert "untie=True" in fold.plan_for(model).refusals[0].reason
@@ -190,6 +197,7 @@ def test_tied_heads():
         (nj.layer_norm(use_scale=False, use_bias=False), "no gain and no bias"),
         (nj.time_dependent_rms_norm(), "from a condition"),
         (nj.batch_norm(debias=True), "debias"),
+        (nj.batch_norm(feature_axes=-2), "other feature axes"),
         (nj.layer_norm(axis=(-2, -1)), "other axes"),
     ],
 )
@@ -218,18 +226,53 @@ def test_a_stack_alone_has_no_reader_of_its_final_norm():
         fold.to_pre_rms(model)
 
 
-@pytest.mark.parametrize("pool", ["class", "mean"])
+@pytest.mark.parametrize("pool", ["class", "mean"] if NIGHTLY else ["class"])
 def test_vision_transformers(pool):
     """The final norm folds into the head behind the class token, and behind a mean, which is linear."""
     config = nj.models.presets.vit(layers=1, features=8, heads=2, hidden=16, param_dtype=jnp.float64)
     config = dataclasses.replace(config, placement=placements.pre(layer_norm()))
-    model = nj.models.ViT(config, image_size=4, patch_size=2, classes=3, pool=pool, rngs=nnx.Rngs(0))
-    randomized(model)
+    options = {"image_size": 4, "patch_size": 2, "classes": 3, "pool": pool}
+    model = randomized(lambda: nj.models.ViT(config, **options, rngs=nnx.Rngs(0)))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4, 3)))
     folded, report = fold.fold_model(model, drop=True)
     assert len(report.applied) == 3
     assert not report.refusals
-    assert fold.verify(model, folded, x, tolerance=FLOAT64).passed
+    rms, crms = fold.to_pre_rms(model), fold.to_pre_crms(model)
+    assert rms.stack.config.placement.norm.apply.made.name == "rms_norm"
+    assert crms.position_embedding.shape == (5 if pool == "class" else 4, 7)
+    np.testing.assert_allclose(np.mean(rms.embedded(x), -1), 0, atol=1e-12)
+    for new in (folded, rms, crms):
+        result = fold.verify(model, new, x, tolerance=FLOAT64)
+        assert result.passed, result
+
+
+def encoder(place, layers=1, **heads):
+    fields = {"features": 8, "heads": 2, "hidden": 12, "use_bias": True, "param_dtype": jnp.float64}
+    config = TransformerConfig(**fields, layers=layers, placement=place, kinds=(AttentionKind(causal=False),))
+    options = {"vocabulary": 7, "max_tokens": 4, "types": 2} | heads
+    return randomized(lambda: nj.models.Encoder(config, **options, rngs=nnx.Rngs(0)))
+
+
+def test_encoders():
+    """The final norm's readers are outside of the model; the stream may be centred all the same."""
+    model = encoder(placements.pre(layer_norm()), pooler=True)
+    folded, report = fold.fold_model(model)
+    assert len(report.applied) == 2
+    assert ["who reads it is not known" in r.reason for r in report.refusals] == [True]
+    rms = fold.to_pre_rms(model)
+    run = lambda m: {"y": m(TOKENS), "pooled": m.pooled(m(TOKENS))}
+    for new in (folded, rms):
+        assert fold.verify(lambda: run(model), lambda m=new: run(m), tolerance=FLOAT64).passed
+    with pytest.raises(ValueError, match="stack/final_norm stay"):
+        fold.to_pre_crms(model)
+    for place, heads, reason in (
+        (placements.post(layer_norm(), embedding=True), {}, "Post-LN"),
+        (placements.pre(layer_norm()), {"masked_head": True}, "head for masked tokens"),
+    ):
+        other = encoder(place, **heads)
+        with pytest.raises(ValueError, match=reason):
+            fold.to_pre_rms(other)
+        assert any(r.path == "head/norm" for r in fold.plan_for(other).refusals) == bool(heads)
 
 
 def test_optimizers_refuse_folded_models():
@@ -246,12 +289,12 @@ def test_optimizers_refuse_folded_models():
 @pytest.mark.parametrize(
     ("place", "options"),
     [
-        (placements.pre(layer_norm()), {"max_tokens": 4, "use_bias": True, "embedding_scale": 2.0, "layers": 1}),
         (placements.parallel(layer_norm(use_bias=False)), {"kinds": ROPE, "layers": 1}),
         (placements.layer_norm_scaling(layer_norm(scale_offset=1.0)), {"scan": True}),
-    ][: 3 if NIGHTLY else 2],
-    ids=["pre", "parallel", "scaled"][: 3 if NIGHTLY else 2],
+    ],
+    ids=["parallel", "scaled"],
 )
+@pytest.mark.skipif(not NIGHTLY, reason="a trained Pre-LN model and a ViT are converted by day")
 def test_the_three_forms_agree(place, options):
     model = language_model(place, **options)
     rms, crms = fold.to_pre_rms(model), fold.to_pre_crms(model)
@@ -277,15 +320,68 @@ def test_the_three_forms_agree_in_narrow_dtypes(dtype, tolerance):
             assert result.passed, result
 
 
-def test_training_as_pre_rms_has_pre_ln_gradients():
-    model = language_model(placements.pre(layer_norm()), layers=1, max_tokens=4)
+def same_gradients(a, b):
+    largest = max(1.0, *(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(b)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * largest), a, b)
+
+
+def test_training_as_pre_rms_has_pre_ln_gradients_and_the_forms_of_what_was_trained_agree():
+    options = {"layers": 1, "max_tokens": 4, "use_bias": True, "embedding_scale": 2.0}
+    model = language_model(placements.pre(layer_norm()), **options)
     build, (graph, state) = fold.rms_reparametrization(model), nnx.split(model)
-    loss = lambda m: jnp.sum(jnp.sin(m(TOKENS)))
-    plain, centred = (jax.grad(f) for f in (lambda s: loss(nnx.merge(graph, s)), lambda s: loss(build(s))))
-    expected, gradients = jax.jit(lambda s: (plain(s), centred(s)))(state)
-    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * largest)
-    jax.tree.map(close, gradients, expected)
+
+    def loss(m):
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(m(TOKENS[:, :-1])), TOKENS[:, 1:, None], -1))
+
+    plain, centred = (jax.value_and_grad(f) for f in (lambda s: loss(nnx.merge(graph, s)), lambda s: loss(build(s))))
+    step = jax.jit(lambda s: (plain(s), centred(s)))
+    losses = []
+    for _ in range(30):
+        (value, expected), (_, gradients) = step(state)
+        same_gradients(gradients, expected)
+        losses.append(float(value))
+        state = jax.tree.map(lambda p, g: p - 0.1 * g, state, expected)
+    assert losses[-1] < 0.5 * losses[0]
+    trained = nnx.merge(graph, state)
+    rms, crms = fold.to_pre_rms(trained), fold.to_pre_crms(trained)
+    folded, _ = fold.fold_model(rms, drop=True)
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))
+    turned = fold.rotate_model(folded, rotation)
+    assert np.abs(turned.embedding.embedding[...] - folded.embedding.embedding[...]).max() > 0.1
+    for form in (rms, crms, folded, turned):
+        # The promise of docs/folding.md is 1e-10.
+        result = fold.verify(trained, form, TOKENS, tolerance=FLOAT64)
+        assert result.passed, result
+    np.testing.assert_allclose(np.mean(rms.embedded(TOKENS), -1), 0, atol=1e-12)
+
+
+def test_conversions_keep_the_mark_of_what_was_folded():
+    """A fold, then a conversion: the gains are in the kernels still."""
+    model = language_model(placements.pre(layer_norm()), layers=1)
+    folded, _ = fold.fold_model(model)
+    tx = nj.nap(optax.sgd(0.1), mask=nj.hidden_weights(readout=("head",)))
+    for converted in (fold.to_pre_rms(folded), fold.rotate_model(fold.to_pre_rms(folded), np.eye(8))):
+        with pytest.raises(ValueError, match="folded"):
+            nnx.Optimizer(converted, tx, wrt=nnx.Param)
+
+
+SHEAR = np.eye(8) + np.eye(8, k=1)
+
+
+@pytest.mark.parametrize(
+    ("place", "options", "rotation", "reason"),
+    [
+        (placements.pre(layer_norm()), {}, np.eye(8), "only that commutes"),
+        (placements.pre(rms_norm()), {}, np.eye(8), "fold_model first"),
+        (placements.pre(rms_norm(use_scale=False)), {}, SHEAR, "expected an orthogonal matrix"),
+        (placements.pre(rms_norm(use_scale=False)), {}, np.eye(7), r"expected \(8, 8\)"),
+        (placements.pre(rms_norm(use_scale=False)), {"tied": True}, np.eye(8), "embedding's transpose"),
+        (placements.layer_scale(rms_norm(use_scale=False)), {}, np.eye(8), "weighs single features"),
+    ],
+)
+def test_models_that_do_not_rotate(place, options, rotation, reason):
+    with pytest.raises(ValueError, match=reason):
+        fold.rotate_model(language_model(place, layers=1, **options), rotation)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +389,8 @@ def test_training_as_pre_rms_has_pre_ln_gradients():
     [
         (placements.pre(nj.rms_norm()), {}, "only that ignores the mean"),
         (placements.pre(nj.layer_norm()), {"tied": True}, "embedding's transpose"),
-        (placements.post(nj.layer_norm(), embedding=True), {}, "starts at the embedding"),
+        (placements.post(nj.layer_norm(), embedding=True), {}, "Post-LN"),
+        (dataclasses.replace(placements.pre(nj.layer_norm()), embedding=True), {}, "starts at the embedding"),
         (placements.peri(nj.layer_norm()), {}, "a norm writes to the stream"),
         (placements.layer_scale(nj.layer_norm()), {}, "a gate follows the branch"),
         (placements.sub(nj.layer_norm()), {}, "norms inside its sublayers"),

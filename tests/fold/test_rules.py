@@ -153,6 +153,18 @@ def test_centring_makes_layer_norm_rms_norm(features, seed):
     np.testing.assert_allclose(square, np.mean(stream**2, -1), **EXACT)
 
 
+@hypothesis.given(st.integers(1, 6), st.integers(0, 99))
+def test_rms_norm_without_a_gain_commutes_with_a_rotation(features, seed):
+    x, kernel, bias = normal(4, 3, seed=seed), normal(3, features, seed=seed + 1), normal(features, seed=seed + 2)
+    rotation, _ = np.linalg.qr(normal(features, features, seed=seed + 3))
+    reader = normal(2, features, 5, seed=seed + 4)
+    normalized = lambda y: y / np.sqrt(np.mean(y**2, -1, keepdims=True) + 1e-6)
+    expected = np.einsum("bd,edo->ebo", normalized(x @ kernel + bias), reader)
+    turned = normalized(x @ fold.rotate_out(kernel, rotation) + fold.rotate_out(bias, rotation))
+    actual = np.einsum("bd,edo->ebo", turned, fold.rotate_in(reader, rotation))
+    np.testing.assert_allclose(actual, expected, **EXACT)
+
+
 @hypothesis.given(st.integers(1, 3), st.integers(1, 2), st.booleans(), st.integers(0, 99))
 def test_gains_of_queries_and_keys(pairs, kv_heads, interleaved, seed):
     """One gain behind a rotation if the keys' is equal in each pair; grouped heads over a whole projection."""
@@ -183,10 +195,12 @@ def test_gains_of_queries_and_keys(pairs, kv_heads, interleaved, seed):
             fold.qk_gains(query, np.arange(key.size, dtype=float), **options)
 
 
-def test_a_scaled_stream():
-    first, last, reader = (normal(3, 4, seed=i) for i in range(3))
-    scale, shift = np.array([0.5, -2.0, 3.0, 1e-2]), normal(4, seed=5)
-    x = normal(6, 3, seed=6)
+@hypothesis.given(st.integers(0, 99))
+def test_a_scaled_stream(seed):
+    first, last, reader = (normal(3, 4, seed=seed + i) for i in range(3))
+    signs = np.sign(normal(4, seed=seed + 4))
+    scale, shift = signs * np.array([0.5, 2.0, 3.0, 1e-2]), normal(4, seed=seed + 5)
+    x = normal(6, 3, seed=seed + 6)
     middle = x @ first + normal(4)
     end = (middle + np.tanh(middle @ reader.T) @ last) * scale + shift
     writers, readers = fold.scale_stream([(first, normal(4)), (last, None)], [(reader.T, None)], scale, shift)
@@ -300,6 +314,8 @@ ONE, SQUARE = np.ones(1), np.ones((2, 3))
         (lambda: fold.scale_stream([(SQUARE, None)], [], np.array([1.0, 0.0, 1.0])), "scales other than 0"),
         (lambda: fold.scale_stream([], [], ONE), "expected a writer"),
         (lambda: fold.compress_out(ONE), "compressing needs two"),
+        (lambda: fold.rotate_out(SQUARE, np.eye(2)), r"expected \(3, 3\)"),
+        (lambda: fold.rotate_in(SQUARE, np.eye(3)), r"expected \(2, 2\)"),
         (lambda: fold.equalize_ln_linear(ONE, ONE, [], np.zeros(1)), "factor 0 is lost"),
         (lambda: fold.equalization(np.zeros(1), ONE), "positive delta"),
         (lambda: fold.equalization(ONE, ONE, clip=0.5), "clip >= 1"),
