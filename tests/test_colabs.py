@@ -25,6 +25,13 @@ def test_notebook_equals_its_source(source):
     )
 
 
+# Notebooks train: there the optimized code earns what it costs.
+@pytest.fixture
+def _optimized(monkeypatch):
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+
+
+@pytest.mark.usefixtures("_optimized")
 @pytest.mark.filterwarnings("default")  # the notebook machinery has warnings of its own
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 def test_notebook_runs(source):

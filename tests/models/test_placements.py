@@ -1,6 +1,7 @@
 """What a placement says of a stack is what the stack does."""
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -49,14 +50,16 @@ def measured(config, x, cotangent):
     return nj.diagnostics.scale_invariance(loss, params, x, heads=heads)
 
 
-CASES = [
-    *((name, {}) for name in PLACES),
+# Options of a block change one placement as any other: every second of them by day.
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+OPTIONS = [
     *((name, {"qk_norm": NORM}) for name in ("pre", "peri")),
     ("pre", {"qk_norm": NORM, "qk_norm_over": "projection"}),
     *((name, {"gated": True}) for name in ("peri", "sub")),
     *((name, {"activation": jax.nn.relu}) for name in ("peri", "sub")),
     ("peri", {"activation": jax.nn.relu, "gated": True}),
 ]
+CASES = [*((name, {}) for name in PLACES), *OPTIONS[:: 1 if NIGHTLY else 2]]
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=[f"{n}-{'-'.join(o)}" for n, o in CASES])

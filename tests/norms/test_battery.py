@@ -1,7 +1,6 @@
 """What every norm must do, run over every case of `tests.norms.cases`."""
 
 import functools
-import itertools
 
 import hypothesis
 import hypothesis.strategies as st
@@ -13,7 +12,7 @@ from jax.test_util import check_grads
 
 import normjax as nj
 from normjax._method import methods
-from tests.norms.cases import CASES, FIRST
+from tests.norms.cases import CASES, FIRST, of_each_family
 
 over_cases = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 over_methods = pytest.mark.parametrize("case", FIRST, ids=lambda c: c.name)
@@ -44,13 +43,6 @@ def feature_mask(case, rng, empty=False):
     mask = rng.random(shape) < 0.7
     mask[(0,) * mask.ndim] = True
     return np.zeros_like(mask) if empty else mask
-
-
-def of_each_family(cases):
-    """The first and the last of each family."""
-    family = lambda c: c.factory.method.family if hasattr(c.factory, "method") else "composed"
-    families = [list(members) for _, members in itertools.groupby(sorted(cases, key=family), family)]
-    return [c for members in families for c in {m.name: m for m in (members[0], members[-1])}.values()]
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import normjax as nj
 from pallas_kernels import count_collectives
-from tests.norms.cases import FIRST
+from tests.norms.cases import FIRST, of_each_family
 
 EPS32 = float(np.finfo(np.float32).eps)
 BATCH = 16
@@ -44,7 +44,16 @@ def unequal_mask(rng, shape):
     return mask
 
 
-@pytest.mark.parametrize("case", FIRST, ids=lambda c: c.name)
+def over_the_batch(case):
+    return case.across_batch or getattr(getattr(case.factory, "method", None), "family", "batch") == "batch"
+
+
+# Statistics of one example stay where it is, by the same reductions in every method of a family.
+@pytest.mark.parametrize(
+    "case",
+    [c for c in FIRST if NIGHTLY or over_the_batch(c) or c in of_each_family(FIRST)],
+    ids=lambda c: c.name,
+)
 def test_under_jit_sharded_equals_replicated(case, rng):
     shape = (BATCH, *case.shape[1:])
     x = rng.standard_normal(shape).astype(np.float32)
@@ -63,8 +72,7 @@ def test_under_jit_sharded_equals_replicated(case, rng):
     batched = {k: P("data") if np.ndim(v) and np.shape(v)[0] == BATCH else P() for k, v in context.items()}
     size = float(np.abs(alone[0][0])) + BATCH * np.prod(shape[1:-1]) ** 0.5
     # Statistics over the batch cross devices: those are asked in both modes, the others in one of them in turn.
-    both = NIGHTLY or getattr(getattr(case.factory, "method", None), "family", "batch") == "batch"
-    for mode in MODES if both else MODES[FIRST.index(case) % 2 :][:1]:
+    for mode in MODES if NIGHTLY or over_the_batch(case) else MODES[FIRST.index(case) % 2 :][:1]:
         mesh = make_mesh(mode)
         placed = {k: place(mesh, v, batched[k]) for k, v in context.items()}
         sharded = step(place(mesh, params, P()), place(mesh, state, P()), place(mesh, x, P("data")), placed)
