@@ -10,7 +10,7 @@ status is 1 if an exact twin is off by more than 1e-12.
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +30,33 @@ NORM = nj.layer_norm(epsilon=1e-30)
 _MASK = nj.hidden_weights(readout=(model.READOUT,))
 
 
+class Sizes(NamedTuple):
+    """What is trained, on what, for how long."""
+
+    dataset: str
+    images: int
+    steps: int
+    batch_size: int
+    width: int
+    depth: int
+
+
+PRESETS: dict[str, Sizes] = {
+    "cpu": Sizes("digits", images=512, steps=200, batch_size=64, width=32, depth=3),
+    "gpu": Sizes("mnist", images=4_096, steps=2_000, batch_size=128, width=256, depth=3),
+    # Figure 3 has a small convolutional network on these images and does not say for how long.
+    "paper": Sizes("cifar10", images=50_000, steps=20_000, batch_size=128, width=512, depth=4),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Free networks and their projected twins.
 
     Attributes:
-      dataset: Embedded `digits` or `mnist`, else any TFDS name.
+      preset: Sizes of the run. `cpu`: half a minute. `gpu` and `paper` (float64, on whole batches of logits) have not
+        been timed.
+      dataset: Embedded `digits` or `mnist`, else any TFDS name; by default the preset's, as all sizes.
       data_dir: Where prepared datasets lie.
       images: How many images are learned.
       steps: Optimizer steps.
@@ -48,13 +69,14 @@ class Config:
       out: Folder for the table as JSON and the figure; nothing is written without one.
     """
 
-    dataset: str = "digits"
+    preset: Literal["cpu", "gpu", "paper"] = "cpu"
+    dataset: str | None = None
     data_dir: Path | None = None
-    images: int = 512
-    steps: int = 200
-    batch_size: int = 64
-    width: int = 32
-    depth: int = 3
+    images: int | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    width: int | None = None
+    depth: int | None = None
     sgd_rate: float = 0.6
     adam_rate: float = 1e-2
     seed: int = 0
@@ -62,11 +84,17 @@ class Config:
 
     def __post_init__(self):
         """Refuses what cannot be run."""
+        sizes = self.sizes()
         for name in ("images", "steps", "batch_size", "width", "depth"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}.")
-        if self.batch_size > self.images:
-            raise UsageError(f"--batch-size {self.batch_size} is larger than --images {self.images}.")
+            if getattr(sizes, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(sizes, name)}.")
+        if sizes.batch_size > sizes.images:
+            raise UsageError(f"--batch-size {sizes.batch_size} is larger than --images {sizes.images}.")
+
+    def sizes(self) -> Sizes:
+        """Those of the preset, but for what is given."""
+        given = {name: getattr(self, name) for name in Sizes._fields}
+        return PRESETS[self.preset]._replace(**{name: size for name, size in given.items() if size is not None})
 
 
 class Twin(NamedTuple):
@@ -123,10 +151,11 @@ def measure(twin: Twin, config: Config, images: np.ndarray, labels: np.ndarray) 
     """
     with jax.enable_x64(True):
         x = training.standardize(images).astype(jnp.float64)
-        sizes = (x.shape[1], *[config.width] * config.depth, int(labels.max()) + 1)
+        sizes = config.sizes()
+        units = (x.shape[1], *[sizes.width] * sizes.depth, int(labels.max()) + 1)
         wide = lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.float64), tree)  # noqa: E731
-        params = wide(model.init(jax.random.key(config.seed), sizes, NORM))
-        order = training.batches(jax.random.key(config.seed + 1), len(x), config.steps, config.batch_size)
+        params = wide(model.init(jax.random.key(config.seed), units, NORM))
+        order = training.batches(jax.random.key(config.seed + 1), len(x), sizes.steps, sizes.batch_size)
         optimizers = [optax.with_extra_args_support(tx) for tx in (twin.free, twin.projected)]
 
         def loss(params: Any, batch: jax.Array) -> jax.Array:
@@ -173,11 +202,12 @@ def run(config: Config) -> list[dict[str, Any]]:
       SystemExit: With status 1 if an exact twin is off.
     """
     console = rich.console.Console()
-    loaded = data.load(config.dataset, f"train[:{config.images}]", config.data_dir)
+    sizes = config.sizes()
+    loaded = data.load(sizes.dataset, f"train[:{sizes.images}]", config.data_dir)
     rows = []
     for twin in rich.progress.track(twins(config), "twins", console=console):
         rows.append(measure(twin, config, loaded.images, loaded.labels))
-    console.print(table(rows, config.steps))
+    console.print(table(rows, sizes.steps))
     if config.out is not None:
         records.write_json(config.out / "twin.json", {**records.environment(), "setting": config, "rows": rows})
         figure(rows, config.out / "twin.png")
