@@ -220,11 +220,11 @@ def _renewal(
     return renew
 
 
-def _compiler_options() -> dict[str, bool] | None:
+def _compiler_options() -> dict[str, str] | None:
     # On CPUs, JAX 0.10 schedules the thunks of so small a step for two threads, and waking the second takes a seventh
     # of its time; later versions are better left alone.
     old = jax.default_backend() == "cpu" and jax.version.__version_info__ < (0, 11)
-    return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if old else None
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if old else None
 
 
 def run_task(
