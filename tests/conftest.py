@@ -1,6 +1,7 @@
 """Strict settings for the whole suite: no implicit promotion, no rank promotion, warnings are errors (pyproject)."""
 
 import atexit
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -16,6 +17,8 @@ if importlib.metadata.version("jaxlib") < "0.11":
 # Thousands of small functions are compiled, most of them to run once: the same HLO in two thirds of the time without
 # LLVM's optimizations. Processes that tests start inherit this.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+# Nobody reads where in the source an operation of a compiled test comes from.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # Small functions are compiled in one file after the other: the first process of a run makes a folder in which all of
 # them keep what they have compiled, and removes it at the end.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -31,6 +34,8 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes objects by the million: looking for cycles among every two thousand takes a twentieth of the time.
+gc.set_threshold(100_000, 20, 100)
 
 # Derandomized, so that a failure in CI is the same failure everywhere; `nightly` looks further.
 hypothesis.settings.register_profile("ci", max_examples=20, deadline=None, derandomize=True)

@@ -72,7 +72,7 @@ def _ends(coordinate: jax.Array, length: int, padding: Padding) -> list[tuple[ja
 
 def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
     # With explicit axis types a gather by a sharded index must be told that its result is sharded like the index.
-    sharding = jax.typeof(index).sharding
+    sharding, table = jax.typeof(index).sharding, jnp.asarray(table)
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return table[index]
     spec = PartitionSpec(*sharding.spec, *[None] * (table.ndim - 1))

@@ -71,8 +71,8 @@ def test_under_jit_sharded_equals_replicated(case, rng):
     alone = step(params, state, x, context)
     batched = {k: P("data") if np.ndim(v) and np.shape(v)[0] == BATCH else P() for k, v in context.items()}
     size = float(np.abs(alone[0][0])) + BATCH * np.prod(shape[1:-1]) ** 0.5
-    # Statistics over the batch cross devices: those are asked in both modes, the others in one of them in turn.
-    for mode in MODES if NIGHTLY or over_the_batch(case) else MODES[FIRST.index(case) % 2 :][:1]:
+    # The methods of a family share its collectives: the first and last are asked in both modes, the others in one.
+    for mode in MODES if NIGHTLY or case in of_each_family(FIRST) else MODES[FIRST.index(case) % 2 :][:1]:
         mesh = make_mesh(mode)
         placed = {k: place(mesh, v, batched[k]) for k, v in context.items()}
         sharded = step(place(mesh, params, P()), place(mesh, state, P()), place(mesh, x, P("data")), placed)
