@@ -46,10 +46,10 @@ def drawn(config):
     """A stack with random parameters, gates that start at zero among them; nothing is compiled to initialize it."""
     graph, params = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(1)
-    return graph, jax.tree.map(lambda p: (0.4 * rng.standard_normal(p.shape)).astype(p.dtype), params)
+    return graph, jax.tree.map(lambda p: jnp.asarray(0.4 * rng.standard_normal(p.shape), p.dtype), params)
 
 
-# The cosines of all placements in one program, apart from the gradients: they are half of what is compiled.
+# One program for the matrices of all placements.
 cosines = jax.jit(
     functools.partial(
         nj.diagnostics.gradient_cosines, heads={f"{name}/kernel": 2 for name in ("query", "key", "value")}
@@ -64,7 +64,8 @@ def measured(config, x, cotangent):
     def loss(params, x):
         return jnp.sum(jnp.sin(nnx.merge(graph, params)(x)) * cotangent)
 
-    gradients = jax.jit(jax.grad(loss))(params, x)
+    # Operation by operation: all placements consist of the same ones, which are compiled once.
+    gradients = jax.grad(loss)(params, x)
     weights, slopes = (
         {"/".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(tree) if v.ndim == 2}
         for tree in (params, gradients)
@@ -94,7 +95,7 @@ CASES = [*((name, {}) for name in PLACES), *OPTIONS[:: 1 if NIGHTLY else 2]]
 @pytest.mark.parametrize(("name", "options"), CASES, ids=[f"{n}-{'-'.join(o)}" for n, o in CASES])
 def test_scale_invariance_is_as_stated(name, options, rng):
     config = config_of(PLACES[name], kinds=(AttentionKind(causal=False),), **options)
-    x, cotangent = (rng.standard_normal((2, 5, 8)).astype(np.float32) for _ in range(2))
+    x, cotangent = (jnp.asarray(rng.standard_normal((2, 5, 8)), jnp.float32) for _ in range(2))
     finest, aligned = measured(config, x, cotangent)
     said = {"gated": config.gated, "homogeneous": config.activation is jax.nn.relu}
     qk = config.qk_norm_over if config.qk_norm else None
