@@ -23,12 +23,16 @@ def stack_of(config):
 
 
 def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def filled(config):
-    """A stack with random parameters; its own initializers, compiled one by one, would take seconds."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: stack_of(config)))
+    return with_random_parameters(lambda: stack_of(config))
+
+
+def with_random_parameters(make):
+    """A model with random parameters; its own initializers, compiled one by one, would take seconds."""
+    graph, state = nnx.split(nnx.eval_shape(make))
     rng = np.random.default_rng(0)
     return nnx.merge(graph, jax.tree.map(lambda p: jnp.asarray(0.4 * rng.standard_normal(p.shape), p.dtype), state))
 
@@ -42,9 +46,17 @@ def close(a, b):
     np.testing.assert_allclose(a, b, rtol=0, atol=64 * EPS32 * max(1.0, float(np.max(np.abs(b)))))
 
 
-@pytest.mark.parametrize("place", [nj.placements.mix, nj.placements.resi_dual], ids=lambda f: f.__name__)
-def test_scanned_equals_unrolled(place):
-    config = dataclasses.replace(LLAMA, layers=4, placement=place(nj.rms_norm()))
+# As many layers as make a run of several blocks, behind one of another kind in a mix.
+SCANNED = {
+    "mix": (nj.placements.mix(nj.rms_norm(), num_post=1), 3),
+    "resi_dual": (nj.placements.resi_dual(nj.rms_norm()), 2),
+}
+
+
+@pytest.mark.parametrize("name", SCANNED)
+def test_scanned_equals_unrolled(name):
+    place, layers = SCANNED[name]
+    config = dataclasses.replace(LLAMA, layers=layers, placement=place)
     plain, scanned = filled(config), filled(dataclasses.replace(config, scan=True, remat=True))
     # Runs of equal blocks: their parameters are those of the single blocks, stacked.
     start = 0
@@ -66,13 +78,14 @@ def test_scanned_equals_unrolled(place):
 
 
 def test_masked_tokens_are_not_seen_and_causality():
-    stack, x = stack_of(dataclasses.replace(LLAMA, kinds=(AttentionKind(causal=False),))), normal(2, 5, 8)
-    run = nnx.jit(lambda stack, x, mask: stack(x, mask=mask))
-    mask = jnp.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    y, other = run(stack, x, mask), run(stack, x.at[0, 3:].add(7.0), mask)
+    stack, x = filled(dataclasses.replace(LLAMA, kinds=(AttentionKind(causal=False),))), normal(2, 5, 8)
+    run = nnx.jit(lambda stack, x, mask=None: stack(x, mask=mask))
+    mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    later = x + 7 * (np.arange(5) >= 3)[:, None].astype(np.float32)
+    y, other = run(stack, x, mask), run(stack, np.stack([later[0], x[1]]), mask)
     np.testing.assert_array_equal(y[0, :3], other[0, :3])
-    causal = stack_of(LLAMA)
-    y, other = (nnx.jit(lambda s, x: s(x))(causal, v) for v in (x, x.at[:, 3:].add(7.0)))
+    causal = filled(LLAMA)
+    y, other = (np.asarray(run(causal, v)) for v in (x, later))
     np.testing.assert_array_equal(y[:, :3], other[:, :3])
     assert np.any(y[:, 3:] != other[:, 3:])
 
@@ -82,19 +95,22 @@ def test_masked_tokens_are_not_seen_and_causality():
 def test_the_bounded_scores_see_what_the_others_see(causal, window):
     kind = AttentionKind(causal=causal, window=window, rope=Rope())
     options = {"heads": 4, "kv_heads": 2, "kind": kind}
-    plain = Attention(8, **options, rngs=nnx.Rngs(0))
     # So high a bound changes nothing but the code that runs.
-    capped = Attention(8, **options, softcap=1e6, rngs=nnx.Rngs(0))
-    x, mask = normal(2, 6, 8), jnp.array([[1, 1, 1, 1, 1, 0], [1] * 6])
-    outputs = [nnx.jit(lambda a, x: a(x, mask=mask))(a, x) for a in (plain, capped)]
+    plain, capped = (
+        with_random_parameters(lambda cap=cap: Attention(8, **options, softcap=cap, rngs=nnx.Rngs(0)))
+        for cap in (None, 1e6)
+    )
+    x, mask = normal(2, 6, 8), np.array([[1, 1, 1, 1, 1, 0], [1] * 6])
+    outputs = nnx.jit(lambda *both: [a(x, mask=mask) for a in both])(plain, capped)
     close(outputs[1], outputs[0])
 
 
 def test_rotation_keeps_lengths_and_depends_on_distance():
     for rope in (Rope(), Rope(interleaved=True), Rope(fraction=0.5)):
         q, k = normal(1, 1, 1, 8), normal(1, 1, 1, 8, seed=1)
-        at = lambda x, p, rope=rope: rope(x, jnp.array([p]))[0, 0, 0]
-        close(jnp.linalg.norm(at(q, 5)), jnp.linalg.norm(q))
+        turned = jax.jit(rope)
+        at = lambda x, p, turned=turned: np.asarray(turned(x, np.array([p])))[0, 0, 0]
+        close(np.linalg.norm(at(q, 5)), np.linalg.norm(q))
         close(at(q, 7) @ at(k, 4), at(q, 13) @ at(k, 10))
         np.testing.assert_array_equal(at(q, 0), q[0, 0, 0])
 
@@ -103,9 +119,15 @@ def test_a_language_model_trains_in_bfloat16():
     config = dataclasses.replace(
         nj.models.presets.gemma2(layers=2, features=16, heads=2, hidden=32), dtype=jnp.bfloat16
     )
-    model = LanguageModel(config, vocabulary=7, embedding_scale=4.0, logit_softcap=30.0, rngs=nnx.Rngs(0))
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 7, (4, 9)))
-    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+    options = {"vocabulary": 7, "embedding_scale": 4.0, "logit_softcap": 30.0}
+    tokens = np.random.default_rng(0).integers(0, 7, (4, 9)).astype(np.int32)
+
+    @nnx.jit
+    def start():
+        model = LanguageModel(config, **options, rngs=nnx.Rngs(0))
+        return model, nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+
+    model, optimizer = start()
 
     @nnx.jit
     def step(model, optimizer):
@@ -124,10 +146,12 @@ def test_a_language_model_trains_in_bfloat16():
 
 
 def test_from_linen_and_under_vmap():
+    config = dataclasses.replace(LLAMA, layers=1)
+
     class Model(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return nn.Dense(1)(bridge.to_linen(Transformer, LLAMA)(x))
+            return nn.Dense(1)(bridge.to_linen(Transformer, config)(x))
 
     x = normal(2, 5, 8)
     variables = jax.jit(Model().init)(jax.random.key(0), x)
@@ -135,10 +159,11 @@ def test_from_linen_and_under_vmap():
 
     @nnx.vmap(in_axes=0, out_axes=0)
     def make(rngs):
-        return Transformer(LLAMA, rngs=rngs)
+        return Transformer(config, rngs=rngs)
 
-    several = make(nnx.Rngs(0).split(3))
-    assert nnx.vmap(lambda model, x: model(x), in_axes=(0, None))(several, x).shape == (3, 2, 5, 8)
+    several = nnx.jit(lambda rngs: make(rngs))(nnx.Rngs(0).split(3))
+    mapped = nnx.vmap(lambda model, x: model(x), in_axes=(0, None))
+    assert nnx.jit(lambda model, x: mapped(model, x))(several, x).shape == (3, 2, 5, 8)
 
 
 def test_what_is_refused():
@@ -149,8 +174,8 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="before they are rotated"):
         Attention(8, heads=2, qk_norm_over="projection", qk_norm_after_rope=True, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"expected 8 features on the last axis, got x of shape \(2, 5, 6\)"):
-        stack_of(LLAMA)(normal(2, 5, 6))
-    model = LanguageModel(LLAMA, vocabulary=5, rngs=nnx.Rngs(0))
+        filled(LLAMA)(normal(2, 5, 6))
+    model = with_random_parameters(lambda: LanguageModel(LLAMA, vocabulary=5, rngs=nnx.Rngs(0)))
     with pytest.raises(TypeError, match="expected integer tokens, got float32"):
         model(normal(2, 5))
     with pytest.raises(ValueError, match="kinds=\\(\\) names no kind"):
