@@ -11,25 +11,12 @@ import pytest
 
 import normjax as nj
 from normjax._method import methods
-from tests.weights.cases import CASES, units
+from tests.weights.cases import CASES, drawn, units
 
 over_cases = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 EPS32 = float(np.finfo(np.float32).eps)
 METHODS = {name: m for name, m in methods(vars(nj)).items() if m.family == "weight"}
 FIRST = [next(c for c in CASES if c.factory.__name__ == name) for name in METHODS]
-
-
-def make(case, rng, dtype=np.float32, size=1.0):
-    """A kernel, and parameters and a state that no `init` made: scales around 1, vectors of norm 1."""
-    kernel = jnp.asarray(size * (0.5 + rng.standard_normal(case.shape)), dtype)
-    params, state = jax.eval_shape(case.transform.init, jax.random.key(0), kernel)
-
-    def vector(leaf):
-        drawn = rng.standard_normal(leaf.shape)
-        return jnp.asarray(drawn / np.linalg.norm(drawn), leaf.dtype)
-
-    scale = lambda leaf: jnp.asarray(1 + 0.3 * rng.standard_normal(leaf.shape), leaf.dtype)
-    return kernel, jax.tree.map(scale, params), jax.tree.map(vector, state)
 
 
 def named(name):
@@ -94,7 +81,7 @@ def test_every_exported_factory_has_a_case():
 
 @over_cases
 def test_equals_the_float64_oracle(case, rng):
-    kernel, params, state = make(case, rng)
+    kernel, params, state = drawn(case, rng)
     (effective, _), _, _ = with_gradients(case.name)(params, state, kernel)
     expected = case.expected(params, state, kernel, case.axes)
     assert (effective.shape, effective.dtype) == (kernel.shape, kernel.dtype)
@@ -105,7 +92,7 @@ def test_equals_the_float64_oracle(case, rng):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
 def test_other_dtypes_have_wide_statistics(case, dtype, rng):
     with jax.enable_x64(dtype == jnp.float64):
-        kernel, params, state = make(case, rng, dtype)
+        kernel, params, state = drawn(case, rng, dtype)
         effective, new_state, _ = applied(case.name)(params, state, kernel)
         expected = case.expected(params, state, np.asarray(kernel, np.float64), case.axes)
         assert effective.dtype == dtype
@@ -122,7 +109,7 @@ def test_state_tree_is_the_same_from_init_and_apply(case, rng):
     describe = lambda tree: jax.tree.map(lambda a: (a.shape, a.dtype, getattr(a, "weak_type", False)), tree)
     struct = jax.ShapeDtypeStruct(case.shape, jnp.bfloat16)
     abstract = jax.eval_shape(case.transform.init, jax.random.key(0), struct)
-    kernel, _, _ = make(case, rng, jnp.bfloat16)
+    kernel, _, _ = drawn(case, rng, jnp.bfloat16)
     params, state = case.transform.init(jax.random.key(0), kernel)
     assert describe(abstract) == describe((params, state))
     for train in (True, False):
@@ -134,7 +121,7 @@ def test_state_tree_is_the_same_from_init_and_apply(case, rng):
 
 @over_cases
 def test_scan_vmap_remat_and_jit_without_recompilation(case, rng):
-    kernel, params, state = make(case, rng)
+    kernel, params, state = drawn(case, rng)
     kernels = np.stack([kernel, 2 * np.asarray(kernel) + 1, np.asarray(kernel)[::-1]])
     apply = functools.partial(case.transform.apply, train=True)
 
@@ -164,7 +151,7 @@ def drawn_like(tree, rng):
 @pytest.mark.parametrize("case", [c for c in CASES if not c.constant_vectors], ids=lambda c: c.name)
 def test_derivatives_by_finite_differences(case, rng):
     with jax.enable_x64(True):
-        kernel, params, state = make(case, rng, np.float64)
+        kernel, params, state = drawn(case, rng, np.float64)
         primals = (jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params), kernel)
         tangents, cotangent = drawn_like(primals, rng), drawn_like(kernel, rng)
         run = differentiated(case.name)
@@ -186,7 +173,7 @@ def test_derivatives_by_finite_differences(case, rng):
 def test_vectors_of_the_power_iteration_are_constants(case, rng):
     r"""$\partial L / \partial W = g/\sigma\,(G - \langle G, W / \sigma\rangle\, v u^\top)$, in float64."""
     with jax.enable_x64(True):
-        kernel, params, state = make(case, rng, np.float64)
+        kernel, params, state = drawn(case, rng, np.float64)
         cotangent = jnp.asarray(rng.standard_normal(case.shape))
         primals = (params, kernel)
         _, _, (gparams, gradient), new = differentiated(case.name)(primals, primals, cotangent, state)
@@ -218,7 +205,7 @@ def test_scale_invariance_is_as_stated(case, rng):
     stated = METHODS[case.factory.__name__].scale_invariance
     with jax.enable_x64(True):
         # Entries of 1e6 make epsilon (1e-5 at most, on a norm) smaller than 1e-11 of the size.
-        kernel, params, state = make(case, rng, np.float64, size=1e6)
+        kernel, params, state = drawn(case, rng, np.float64, size=1e6)
         cotangent = rng.standard_normal(case.shape)
 
         @jax.jit
@@ -244,7 +231,7 @@ def test_scale_invariance_is_as_stated(case, rng):
 
 @pytest.mark.parametrize("case", FIRST, ids=lambda c: c.name)
 def test_state_is_named(case, rng):
-    _, _, state = make(case, rng)
+    _, _, state = drawn(case, rng)
     stated = METHODS[case.factory.__name__].state
     assert {n for n in stated if not n.startswith("(")} <= set(state) <= {n.strip("()") for n in stated}
 
@@ -252,7 +239,7 @@ def test_state_is_named(case, rng):
 @over_cases
 @pytest.mark.parametrize("empty", ["all", "one unit"])
 def test_zero_kernels_are_finite(case, empty, rng):
-    kernel, params, state = make(case, rng)
+    kernel, params, state = drawn(case, rng)
     if empty == "all":
         kernel = jnp.zeros_like(kernel)
     elif isinstance(case.axes, int):
