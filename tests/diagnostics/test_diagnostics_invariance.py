@@ -25,7 +25,7 @@ EPS32 = float(np.finfo(np.float32).eps)
 
 
 def normal(rng, *shape):
-    return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    return jax.device_put(np.asarray(rng.standard_normal(shape), jnp.float32))
 
 
 # The derivative is local, and is what the backward pass makes it: batch renorm's corrections and learned regions are

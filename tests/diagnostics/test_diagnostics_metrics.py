@@ -92,7 +92,7 @@ def test_rotation_keeps_small_angles_and_ignores_length(angle):
 
 
 def test_jacobian_and_tangent_kernel_of_a_known_function(rng):
-    w, x = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((3, 2), (5, 3)))
+    w, x = (jax.device_put(np.asarray(rng.normal(size=size), jnp.float32)) for size in ((3, 2), (5, 3)))
     jacobians = [np.diag(1 - np.tanh(wide(row) @ wide(w)) ** 2) @ wide(w).T for row in x]
     norm = np.sqrt(np.mean([(j**2).sum() for j in jacobians]))
     assert float(d.jacobian_norm(lambda x: jnp.tanh(x @ w), x)) == pytest.approx(norm, rel=32 * EPS32)
@@ -115,7 +115,7 @@ class Linen(nn.Module):
 
 
 def test_linen_probe_sees_modules_calls_and_sown_values(rng):
-    x = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
+    x = jax.device_put(np.asarray(rng.normal(size=(4, 3)), jnp.float32))
     variables = jax.jit(lambda key: Linen().init(key, x, True))(jax.random.key(0))
     found = jax.jit(lambda v, x: d.linen_activations(Linen(), v, x, True, mutable=("batch_stats",)))(variables, x)
     assert set(found) == {"Dense_0/0", "Dense_0/1", "BatchNorm_0", "relu", "."}
@@ -142,7 +142,7 @@ class Nnx(nnx.Module):
 
 
 def test_nnx_probe_leaves_the_model_as_it_is(rng):
-    x = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
+    x = jax.device_put(np.asarray(rng.normal(size=(4, 3)), jnp.float32))
     model = Nnx(nnx.Rngs(0))
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model)))
     found = d.nnx_activations(model, x)

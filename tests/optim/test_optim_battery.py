@@ -74,7 +74,7 @@ def make_grads(params, step):
 
     def grad(p):
         if isinstance(step, int):
-            return jnp.asarray(np.cos(np.arange(p.size).reshape(p.shape) * 1.7 + step), p.dtype)
+            return jax.device_put(np.asarray(np.cos(np.arange(p.size).reshape(p.shape) * 1.7 + step), p.dtype))
         phase = jnp.asarray(np.arange(p.size).reshape(p.shape) * 1.7, p.dtype)
         return jnp.cos(phase + jnp.asarray(step, p.dtype))
 
@@ -121,7 +121,7 @@ def scanned(name):
 
 
 def stacked(*trees):
-    return jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *trees)
+    return jax.tree.map(lambda *x: jax.device_put(np.stack(x)), *trees)
 
 
 def avals(tree):

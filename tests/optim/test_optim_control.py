@@ -349,8 +349,6 @@ def test_sharded_equals_replicated(halves, axis_type):
 
     with jax.set_mesh(mesh):
         step, params, states, _ = all_together(jnp.float32, place)
-        # Counters of an eager init are on one device, and would be an argument of another program in the first step.
-        states = jax.tree.map(lambda x: x if len(x.devices()) > 1 else place(x), states)
         sharded = run(step, params, states, range(8))
     close(sharded, halves[-1], ulps=512)  # eight steps of sums in another order
     kernel = sharded[0]["hyperball"]["dense"]["kernel"]

@@ -80,7 +80,7 @@ def test_a_free_run_at_a_stated_effective_rate_is_the_projected_one():
 def test_muonh_moves_matrices_by_the_stated_share_and_the_rest_by_adam():
     rng = np.random.default_rng(0)
     sizes = {"hidden": (6, 5), "head": (5, 2), "bias": (5,)}
-    params = {name: jnp.asarray(rng.normal(size=size), jnp.float32) for name, size in sizes.items()}
+    params = {name: jax.device_put(np.asarray(rng.normal(size=size), jnp.float32)) for name, size in sizes.items()}
     muon = optax.contrib.muon(0.3, adam_learning_rate=1e-3)
     tx = optax.chain(muon, optim.hyperball(0.02), optim.track_effective_lr())
     grads = jax.tree.map(lambda p: jnp.asarray(np.cos(5 * np.asarray(p))), params)
@@ -181,7 +181,7 @@ def test_tract_turns_the_gradient_of_a_scale_invariant_layer_away_from_the_tange
 
 def network():
     rng = np.random.default_rng(0)
-    kernel = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    kernel = lambda *shape: jax.device_put(np.asarray(rng.normal(size=shape), jnp.float32))
     return {
         "conv": {"kernel": kernel(2, 2, 1, 3), "bias": kernel(3)},
         "dense": {"kernel": kernel(12, 5), "bias": kernel(5)},

@@ -23,7 +23,7 @@ def _promotion():
 
 def make_params():
     rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    draw = lambda *shape: jax.device_put(np.asarray(rng.standard_normal(shape), jnp.float32))
     written = {"ema_gz": draw(3), "buffer_gz": draw(4, 3)}
     return {
         "dense": {"kernel": draw(5, 3)},

@@ -23,7 +23,7 @@ def step(tx, params, updates, state=None):
 
 def tree(seed=0, shape=(5, 6)):
     rng = np.random.default_rng(seed)
-    return {"w": jnp.asarray(rng.normal(size=shape), jnp.float32)}
+    return {"w": jax.device_put(np.asarray(rng.normal(size=shape), jnp.float32))}
 
 
 def test_against_the_equation_in_float64():
@@ -157,8 +157,8 @@ def test_weight_decay_is_an_effective_learning_rate():
 
 def test_stored_radius_does_not_drift_in_bfloat16():
     rng = np.random.default_rng(0)
-    params = {"w": jnp.asarray(rng.normal(size=(64, 64)), jnp.bfloat16)}
-    noise = jnp.asarray(rng.normal(size=(16, 64, 64)), jnp.float32)
+    params = {"w": jax.device_put(np.asarray(rng.normal(size=(64, 64)), jnp.bfloat16))}
+    noise = jax.device_put(np.asarray(rng.normal(size=(16, 64, 64)), jnp.float32))
     tx = optim.project_weights(mask=True)
     radius = norm64(params["w"])
 
@@ -178,7 +178,7 @@ def test_stored_radius_does_not_drift_in_bfloat16():
 
 
 def test_bfloat16_norms_are_summed_in_float32():
-    params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(64, 64)), jnp.bfloat16)}
+    params = {"w": jax.device_put(np.asarray(np.random.default_rng(0).normal(size=(64, 64)), jnp.bfloat16))}
     state = optim.project_weights(mask=True).init(params)
     # A bfloat16 sum would be off by up to 2^-9; float32 pairwise sums of n terms by about log2(n) roundings.
     np.testing.assert_allclose(state.radii["w"], norm64(params["w"]), rtol=12 * EPS)

@@ -145,8 +145,8 @@ def test_norm_law_and_its_schedule(relative_step):
 
 def test_effective_rate_is_constant_under_projection():
     rng = np.random.default_rng(0)
-    params = {"w": jnp.asarray(rng.normal(size=(128, 128)), jnp.float32)}
-    grads = jnp.asarray(rng.normal(size=(16, 128, 128)), jnp.float32)
+    params = {"w": jax.device_put(np.asarray(rng.normal(size=(128, 128)), jnp.float32))}
+    grads = jax.device_put(np.asarray(rng.normal(size=(16, 128, 128)), jnp.float32))
     tx = optim.nap(optax.sgd(RATE), mask=True, learning_rate=RATE)
 
     def step(carry, index):

@@ -13,7 +13,7 @@ MODULES = {"first": "second", "second": "head"}
 
 
 def network(rng, dtype=jnp.float32):
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)
+    draw = lambda *shape: jax.device_put(np.asarray(rng.standard_normal(shape), dtype))
     return {
         "first": {"kernel": draw(5, 6), "bias": draw(6)},
         "second": {"kernel": draw(6, 4), "bias": draw(4)},
@@ -43,7 +43,7 @@ def renewed(params, activations, outgoing=MODULES, **options):
 
 def test_dead_units_are_renewed_and_the_function_stays(rng):
     params = silenced(network(rng), [1, 4])
-    x = jnp.asarray(rng.standard_normal((32, 5)), jnp.float32)
+    x = jax.device_put(np.asarray(rng.standard_normal((32, 5)), jnp.float32))
     activations, y = hidden(params, x)
     new, changed = renewed(params, activations, threshold=0.0)
     dead = np.all(np.asarray(activations["second"]) == 0, 0)
@@ -69,7 +69,7 @@ def test_dormant_is_relative_to_the_layer(rng):
 
 def test_norms_can_be_kept(rng):
     params = silenced(network(rng), [0])
-    activations, _ = hidden(params, jnp.asarray(rng.standard_normal((8, 5)), jnp.float32))
+    activations, _ = hidden(params, jax.device_put(np.asarray(rng.standard_normal((8, 5)), jnp.float32)))
     norms = lambda p: [np.linalg.norm(p[m]["kernel"]) for m in ("first", "second", "head")]
     kept, _ = renewed(params, activations, threshold=0.0, preserve_norm=True)
     free, _ = renewed(params, activations, threshold=0.0)
@@ -107,7 +107,7 @@ def test_utilities_and_replacements_are_those_of_the_paper(rng):
     """Twenty steps with frozen weights against float64 NumPy: utilities, ages, and how many units went when."""
     params = {
         "first": {"kernel": jnp.zeros((3, 10))},
-        "head": {"kernel": jnp.asarray(rng.standard_normal((10, 2)), jnp.float32)},
+        "head": {"kernel": jax.device_put(np.asarray(rng.standard_normal((10, 2)), jnp.float32))},
     }
     rate, decay, maturity = 0.03, 0.9, 4
     tx = optim.continual_backprop(
@@ -122,7 +122,7 @@ def test_utilities_and_replacements_are_those_of_the_paper(rng):
     state = tx.init(params)
     utility, age, due, outgoing = np.zeros(10), np.zeros(10, int), 0.0, np.asarray(params["head"]["kernel"], np.float64)
     for _ in range(20):
-        h = jnp.asarray(rng.standard_normal((4, 10)), jnp.float32)
+        h = jax.device_put(np.asarray(rng.standard_normal((4, 10)), jnp.float32))
         params, state = step(params, state, h)
         utility = decay * utility + (1 - decay) * np.mean(np.abs(np.asarray(h, np.float64)), 0) * np.abs(outgoing).sum(
             1
@@ -145,7 +145,7 @@ def test_continual_backprop_scans_and_clears_moments(rng):
     tx = optim.continual_backprop(
         optax.trace(0.9), jax.random.key(0), MODULES, replacement_rate=0.5, maturity=0, preserve_norm=True
     )
-    x = jnp.asarray(rng.standard_normal((8, 5)), jnp.float32)
+    x = jax.device_put(np.asarray(rng.standard_normal((8, 5)), jnp.float32))
 
     def step(carry, _):
         params, state = carry

@@ -27,7 +27,7 @@ def _promotion():
 def make_params(seed=0):
     rng = np.random.default_rng(seed)
     sizes = {"a": (4, 6), "b": (6, 6), "head": (6, 2)}
-    return {name: jnp.asarray(rng.normal(size=size), jnp.float32) for name, size in sizes.items()}
+    return {name: jax.device_put(np.asarray(rng.normal(size=size), jnp.float32)) for name, size in sizes.items()}
 
 
 def norms(params):
@@ -361,7 +361,7 @@ def test_rotation_is_right_for_tiny_and_large_angles():
 
 
 def test_rotation_of_a_radial_step_is_small_against_its_size():
-    w = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8)), jnp.float32)
+    w = jax.device_put(np.asarray(np.random.default_rng(0).normal(size=(8, 8)), jnp.float32))
     tx = optim.track_effective_lr()
     _, state = tx.update({"w": -0.1 * w}, tx.init({"w": w}), {"w": w})
     motion = optim.weight_motion(state)["w"]

@@ -122,11 +122,13 @@ def test_state_tree_is_the_same_from_init_and_apply(case, rng):
 @over_cases
 def test_scan_vmap_remat_and_jit_without_recompilation(case, rng):
     kernel, params, state = drawn(case, rng)
-    kernels = np.stack([kernel, 2 * np.asarray(kernel) + 1, np.asarray(kernel)[::-1]])
+    kernels = jax.device_put([np.asarray(kernel), 2 * np.asarray(kernel) + 1, np.asarray(kernel)[::-1]])
     apply = functools.partial(case.transform.apply, train=True)
 
     @jax.jit
     def run(params, state, kernels):
+        kernels = jnp.stack(kernels)
+
         def step(state, kernel):
             effective, state = jax.checkpoint(apply)(params, state, kernel)
             return state, effective
@@ -135,24 +137,24 @@ def test_scan_vmap_remat_and_jit_without_recompilation(case, rng):
 
     (final, scanned), mapped = run(params, state, kernels)
     looped, compiled = state, with_gradients(case.name)
-    for kernel, effective in zip(kernels, scanned, strict=True):
-        (again, looped), _, _ = compiled(params, looped, jnp.asarray(kernel))
+    for kernel, effective in zip(kernels, np.asarray(scanned), strict=True):
+        (again, looped), _, _ = compiled(params, looped, kernel)
         np.testing.assert_allclose(again, effective, rtol=0, atol=tolerance(effective))
     assert compiled._cache_size() == 1
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance(b)), looped, final)
-    alone = compiled(params, state, jnp.asarray(kernels[1]))[0][0]
-    np.testing.assert_allclose(mapped[1], alone, rtol=0, atol=tolerance(alone))
+    alone = compiled(params, state, kernels[1])[0][0]
+    np.testing.assert_allclose(np.asarray(mapped)[1], alone, rtol=0, atol=tolerance(alone))
 
 
 def drawn_like(tree, rng):
-    return jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape), a.dtype), tree)
+    return jax.tree.map(lambda a: jax.device_put(np.asarray(rng.standard_normal(a.shape), a.dtype)), tree)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if not c.constant_vectors], ids=lambda c: c.name)
 def test_derivatives_by_finite_differences(case, rng):
     with jax.enable_x64(True):
         kernel, params, state = drawn(case, rng, np.float64)
-        primals = (jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params), kernel)
+        primals = (jax.tree.map(lambda p: jax.device_put(np.asarray(p, np.float64)), params), kernel)
         tangents, cotangent = drawn_like(primals, rng), drawn_like(kernel, rng)
         run = differentiated(case.name)
 
@@ -241,11 +243,11 @@ def test_state_is_named(case, rng):
 def test_zero_kernels_are_finite(case, empty, rng):
     kernel, params, state = drawn(case, rng)
     if empty == "all":
-        kernel = jnp.zeros_like(kernel)
+        kernel = jax.device_put(np.zeros(kernel.shape, kernel.dtype))
     elif isinstance(case.axes, int):
         kernel = np.array(kernel)
         np.moveaxis(kernel, case.axes, 0)[0] = 0
-        kernel = jnp.asarray(kernel)
+        kernel = jax.device_put(kernel)
     plain, forward, gradients = with_gradients(case.name)(params, state, kernel)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradients, forward, plain)))
     expected = case.expected(params, state, kernel, case.axes)
@@ -256,7 +258,7 @@ def test_zero_kernels_are_finite(case, empty, rng):
 def test_a_zero_kernel_does_not_stop_the_power_iteration_for_good(rng):
     for order in ("torch", "flax"):
         transform = nj.spectral_norm(order=order, n_steps=30)
-        kernel = jnp.asarray(rng.standard_normal((5, 4)), jnp.float32)
+        kernel = jax.device_put(np.asarray(rng.standard_normal((5, 4)), jnp.float32))
         apply = jax.jit(functools.partial(transform.apply, train=True))
         params, state = jax.jit(transform.init)(jax.random.key(0), kernel)
         _, state = apply(params, state, jnp.zeros_like(kernel))
@@ -266,7 +268,7 @@ def test_a_zero_kernel_does_not_stop_the_power_iteration_for_good(rng):
 
 @pytest.mark.parametrize("shape", [(6, 4), (3, 3, 2, 5)])
 def test_power_iteration_finds_the_largest_singular_value(shape, rng):
-    kernel = jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    kernel = jax.device_put(np.asarray(rng.standard_normal(shape), jnp.float32))
     transform = nj.spectral_norm(init_steps=100)
 
     @jax.jit
@@ -279,7 +281,7 @@ def test_power_iteration_finds_the_largest_singular_value(shape, rng):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_weight_norm_starts_as_the_kernel(dtype, rng):
-    kernel = jnp.asarray(rng.standard_normal((3, 3, 4, 8)), dtype)
+    kernel = jax.device_put(np.asarray(rng.standard_normal((3, 3, 4, 8)), dtype))
     transform = nj.weight_norm()
     params, state = jax.jit(functools.partial(transform.init, None))(kernel)
     effective, _ = jax.jit(functools.partial(transform.apply, train=True))(params, state, kernel)
@@ -325,7 +327,7 @@ def test_any_shape_axes_offset_and_spread(case, data):
     offset = data.draw(st.sampled_from([0.0, 1.0, 1e4]), label="offset")
     spread = data.draw(st.sampled_from([0.0, 1e-3, 1.0]), label="spread")
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
-    kernel = jnp.asarray(offset + spread * rng.standard_normal(shape), jnp.float32)
+    kernel = jax.device_put(np.asarray(offset + spread * rng.standard_normal(shape), np.float32))
     transform, run = compiled(case.name, axes)
     count = units(kernel, axes)[0].shape[0]
     if count < 2 and case.factory not in (nj.weight_norm, nj.spectral_norm):

@@ -50,7 +50,7 @@ def started(name):
 @pytest.mark.parametrize("spec", [P("model", None), P(None, "model")], ids=["fan-in", "units"])
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_sharded_equals_replicated(name, spec, mesh, rng):
-    kernel, run = jnp.asarray(rng.standard_normal((16, 24)), jnp.float32), started(name)
+    kernel, run = jax.device_put(np.asarray(rng.standard_normal((16, 24)), jnp.float32)), started(name)
     alone = run(kernel)
     sharded = run(jax.device_put(kernel, NamedSharding(mesh, spec)))
     # Sums of 16 or 24 values in another order, seen through the cube's derivative.
@@ -73,7 +73,7 @@ def test_collectives_are_counted(spec, expected, rng):
 
 @pytest.fixture(scope="module")
 def convolution():
-    kernel = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 8, 16)), jnp.float32)
+    kernel = jax.device_put(np.asarray(np.random.default_rng(0).standard_normal((3, 3, 8, 16)), jnp.float32))
     transform = nj.spectral_norm()
     params, state = jax.jit(transform.init)(jax.random.key(0), kernel)
     run = jax.jit(lambda kernel: transform.apply(params, state, kernel, train=True))

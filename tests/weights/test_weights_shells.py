@@ -97,8 +97,8 @@ def test_linen_equals_nnx_equals_pure(case, rng):
 
 
 HEADS = {"query/kernel": nj.weight_norm(feature_axes=(-2, -1)), "out/kernel": nj.spectral_norm()}
-TOKENS = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4)), jnp.float32)
-IMAGES = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 5, 4)), jnp.float32)
+TOKENS = jax.device_put(np.asarray(np.random.default_rng(0).standard_normal((2, 3, 4)), jnp.float32))
+IMAGES = jax.device_put(np.asarray(np.random.default_rng(0).standard_normal((2, 5, 5, 4)), jnp.float32))
 INDICES = jnp.array([[0, 2], [1, 2]])
 LINEN = {
     "dense": (lambda: nn.Dense(3), {"kernel": nj.weight_standardization()}, TOKENS),
@@ -186,7 +186,7 @@ class Block(nn.Module):
 
 
 def test_linen_scan_remat_and_vmap(rng):
-    x = jnp.asarray(rng.standard_normal((2, 4)), jnp.float32)
+    x = jax.device_put(np.asarray(rng.standard_normal((2, 4)), jnp.float32))
     axes = {"params": 0, "batch_stats": 0}
     stack = nn.scan(nn.remat(Block), variable_axes=axes, split_rngs={"params": True}, length=3)()
     mapped = nn.vmap(Block, variable_axes=axes, split_rngs={"params": True}, axis_size=3, in_axes=None)()
@@ -215,7 +215,7 @@ def test_linen_scan_remat_and_vmap(rng):
 
 
 def test_nnx_scan_remat_and_vmap(rng):
-    x = jnp.asarray(rng.standard_normal((2, 4)), jnp.float32)
+    x = jax.device_put(np.asarray(rng.standard_normal((2, 4)), jnp.float32))
 
     @nnx.jit
     @nnx.vmap(in_axes=0, out_axes=0)
@@ -248,7 +248,7 @@ def test_nnx_scan_remat_and_vmap(rng):
 
 
 def test_the_gain_of_nnx_weight_norm_is_trained(rng):
-    x = jnp.asarray(rng.standard_normal((2, 4)), jnp.float32)
+    x = jax.device_put(np.asarray(rng.standard_normal((2, 4)), jnp.float32))
     module = nnx.jit(lambda: nj.nnx.WeightNorm(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1)))()
     optimizer = nnx.Optimizer(module, optax.sgd(0.1), wrt=nnx.Param)
     before, kernel = (np.array(v[...]) for v in (module.scales[("kernel",)], module.layer_instance.kernel))
@@ -263,7 +263,7 @@ def test_the_gain_of_nnx_weight_norm_is_trained(rng):
 
 
 def test_state_of_the_wrapped_layer_still_moves(rng):
-    x = jnp.asarray(rng.standard_normal((4, 3)), jnp.float32)
+    x = jax.device_put(np.asarray(rng.standard_normal((4, 3)), jnp.float32))
 
     class Inner(nn.Module):
         @nn.compact
@@ -310,7 +310,7 @@ class Net(nn.Module):
 
 
 def test_a_linen_model_trains_and_its_gains_with_it(rng):
-    x, target = (jnp.asarray(rng.standard_normal((32, n)), jnp.float32) for n in (4, 1))
+    x, target = (jax.device_put(np.asarray(rng.standard_normal((32, n)), jnp.float32)) for n in (4, 1))
     model, optimizer = Net(), optax.sgd(0.1)
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), x)
     carry = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
@@ -334,7 +334,7 @@ def test_a_linen_model_trains_and_its_gains_with_it(rng):
 
 
 def test_partitioned_boxes_pass_through(rng):
-    x = jnp.asarray(rng.standard_normal((2, 4)), jnp.float32)
+    x = jax.device_put(np.asarray(rng.standard_normal((2, 4)), jnp.float32))
     init = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
     layer = nj.linen.WeightNorm(nn.Dense(3, kernel_init=init))
     variables = jax.jit(layer.init)(jax.random.key(0), x)

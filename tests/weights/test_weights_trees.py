@@ -43,7 +43,7 @@ def test_each_kernel_draws_its_own_vectors():
 
 
 def test_baking_of_linen_and_nnx_models(rng):
-    x = jnp.asarray(rng.standard_normal((2, 4)), jnp.float32)
+    x = jax.device_put(np.asarray(rng.standard_normal((2, 4)), jnp.float32))
     wrapped = nj.linen.WeightNorm(nn.Dense(3))
     variables = jax.jit(wrapped.init)(jax.random.key(0), x)
     own = {"kernel": {"scale": jnp.asarray(2 * np.asarray(variables["params"]["layer_instance/kernel/scale"]))}}
@@ -71,7 +71,7 @@ def test_baked_parameters_pass_through_transformations_and_keep_their_tag():
 
 def test_baking_is_exact(rng):
     """The effective kernel of a training step and the baked one are the same bits."""
-    kernel = jnp.asarray(rng.standard_normal((3, 3, 4, 8)), jnp.float32)
+    kernel = jax.device_put(np.asarray(rng.standard_normal((3, 3, 4, 8)), jnp.float32))
     for transform in (nj.weight_standardization(), nj.centred_weight_norm(), nj.scaled_weight_standardization()):
         rules = {"kernel": transform}
         own, _ = nj.by_path(rules).init(None, {"kernel": kernel})
