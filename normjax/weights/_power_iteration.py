@@ -1,5 +1,7 @@
 """Power iteration on a kernel that is never reshaped to a matrix, so that its sharding stays what it is."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -9,6 +11,8 @@ from normjax.precision import EpsilonMode, inverse_root
 Vectors = tuple[jax.Array, jax.Array]
 
 
+# Outside of jit the loop would be compiled anew at every call.
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5), inline=True)
 def iterate(
     kernel: jax.Array, vectors: Vectors, axes: tuple[tuple[int, ...], ...], n_steps: int, epsilon: float, mode
 ) -> Vectors:

@@ -80,7 +80,7 @@ def spectral_normalize(
         _checks.check_parameter(name, vector, kernel.shape, _shape(kernel, axes))
     values, _ = prepare(kernel, None, statistics_dtype(kernel.dtype, precision))
     constant, u, v = jax.lax.stop_gradient((values, u.astype(values.dtype), v.astype(values.dtype)))
-    u, v = iterate(constant, (u, v), (units, inputs), n_steps, epsilon, epsilon_mode)
+    u, v = iterate(constant, (u, v), (units, inputs), n_steps, float(epsilon), epsilon_mode)
     # The product of the iteration's last step once more, which a compiler therefore computes once.
     sigma = jnp.sum(v * contract(values, u, units))
     effective = affine(values / jnp.where(sigma != 0, sigma, 1), kernel, scale, None, (), precision)

@@ -35,16 +35,17 @@ def test_units_of_images_count_every_position(rng):
 
 
 def test_active_fraction_of_a_bounded_nonlinearity():
-    a = jnp.tanh(jnp.array([[-4.0, 0.5], [0.0, 4.0]]))
+    a = jnp.asarray(np.tanh([[-4.0, 0.5], [0.0, 4.0]]), jnp.float32)
     assert float(d.active_fraction(a, low=-0.99, high=0.99)) == 0.5
 
 
 def test_silent_layers_have_finite_metrics():
     zeros = jnp.zeros((4, 3))
-    found = [float(f(zeros)) for f in (d.dead_units, d.linearised_units, d.dormant_units, d.active_fraction)]
-    assert found == [1, 1, 1, 0]
-    ranks = [float(f(zeros)) for f in (d.feature_rank, d.srank, d.stable_rank, d.effective_rank)]
-    assert ranks == [0, 0, 0, 0]
+    units = (d.dead_units, d.linearised_units, d.dormant_units, d.active_fraction)
+    ranks = (d.feature_rank, d.srank, d.stable_rank, d.effective_rank)
+    found, measured = jax.jit(lambda x: ([f(x) for f in units], [f(x) for f in ranks]))(zeros)
+    assert [float(x) for x in found] == [1, 1, 1, 0]
+    assert [float(x) for x in measured] == [0, 0, 0, 0]
 
 
 def test_ranks_are_functions_of_the_singular_values(rng):
@@ -91,7 +92,7 @@ def test_rotation_keeps_small_angles_and_ignores_length(angle):
 
 
 def test_jacobian_and_tangent_kernel_of_a_known_function(rng):
-    w, x = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((3, 2), (5, 3)))
+    w, x = (jax.device_put(np.asarray(rng.normal(size=size), jnp.float32)) for size in ((3, 2), (5, 3)))
     jacobians = [np.diag(1 - np.tanh(wide(row) @ wide(w)) ** 2) @ wide(w).T for row in x]
     norm = np.sqrt(np.mean([(j**2).sum() for j in jacobians]))
     assert float(d.jacobian_norm(lambda x: jnp.tanh(x @ w), x)) == pytest.approx(norm, rel=32 * EPS32)
@@ -114,16 +115,18 @@ class Linen(nn.Module):
 
 
 def test_linen_probe_sees_modules_calls_and_sown_values(rng):
-    x = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
-    variables = Linen().init(jax.random.key(0), x, True)
+    x = jax.device_put(np.asarray(rng.normal(size=(4, 3)), jnp.float32))
+    variables = jax.jit(lambda key: Linen().init(key, x, True))(jax.random.key(0))
     found = jax.jit(lambda v, x: d.linen_activations(Linen(), v, x, True, mutable=("batch_stats",)))(variables, x)
     assert set(found) == {"Dense_0/0", "Dense_0/1", "BatchNorm_0", "relu", "."}
     np.testing.assert_array_equal(found["relu"], np.maximum(found["BatchNorm_0"], 0))
     np.testing.assert_array_equal(found["."], found["Dense_0/1"])
-    only = d.linen_activations(Linen(), variables, x, False, where=lambda path: path == "relu")
+    only = jax.jit(lambda v: d.linen_activations(Linen(), v, x, False, where=lambda path: path == "relu"))(variables)
     assert set(only) == {"relu"}
     with pytest.raises(ValueError, match=r"selects none of the captured activations \['\.', 'BatchNorm_0'"):
-        d.linen_activations(Linen(), variables, x, False, where=lambda path: path == "gelu")
+        jax.eval_shape(
+            lambda v: d.linen_activations(Linen(), v, x, False, where=lambda path: path == "gelu"), variables
+        )
 
 
 class Nnx(nnx.Module):
@@ -139,7 +142,7 @@ class Nnx(nnx.Module):
 
 
 def test_nnx_probe_leaves_the_model_as_it_is(rng):
-    x = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
+    x = jax.device_put(np.asarray(rng.normal(size=(4, 3)), jnp.float32))
     model = Nnx(nnx.Rngs(0))
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model)))
     found = d.nnx_activations(model, x)
@@ -174,8 +177,9 @@ def test_maps_are_those_of_the_outer_product(rng, layer):
     }
     narrow = [jnp.asarray(a, jnp.float32) for a in (x, g)]
     size = np.abs(entries).sum(-1).max()  # of the summands, which cancel
+    maps = jax.jit(lambda x, g: {a: d.normgrad_map(x, g, layer=layer, aggregation=a) for a in oracle})(*narrow)
     for aggregation, expected in oracle.items():
-        found = d.normgrad_map(*narrow, layer=layer, aggregation=aggregation)
+        found = maps[aggregation]
         np.testing.assert_allclose(found, expected, atol=8 * EPS32 * size, err_msg=aggregation)
 
 
@@ -183,14 +187,14 @@ def test_affine_gradients_are_those_of_a_norm_before_their_sum(rng):
     x, g = (jnp.asarray(a, jnp.float32) for a in rng.normal(size=(2, 6, 4)))
     found = d.per_position_affine_grads(x, g)
     affine = lambda scale, bias: jnp.sum((x * scale[None] + bias[None]) * g)
-    expected = jax.grad(affine, argnums=(0, 1))(jnp.ones(4), jnp.zeros(4))
+    expected = jax.jit(jax.grad(affine, argnums=(0, 1)))(jnp.ones(4), jnp.zeros(4))
     for mine, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(jnp.sum(mine, 0), theirs, atol=64 * EPS32)
+        np.testing.assert_allclose(np.sum(mine, 0), theirs, atol=64 * EPS32)
 
 
 def test_saliency_is_resized_and_spans_the_unit_interval():
-    maps = jnp.stack([jnp.arange(6.0).reshape(2, 3), jnp.full((2, 3), 7.0)])
-    found = d.saliency(maps, (4, 6))
+    maps = np.stack([np.arange(6.0).reshape(2, 3), np.full((2, 3), 7.0)]).astype(np.float32)
+    found = np.asarray(jax.jit(lambda maps: d.saliency(maps, (4, 6)))(maps))
     assert found.shape == (2, 4, 6)
     assert float(found[0].min()) == 0
     assert float(found[0].max()) == 1

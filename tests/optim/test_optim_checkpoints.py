@@ -21,7 +21,7 @@ def _promotion():
 
 def norm_params():
     """As `make_params`, with a norm's scale and offset away from (1, 0)."""
-    return make_params() | {"norm": {"scale": jnp.full(6, 2.0), "bias": jnp.full(6, -0.5)}}
+    return make_params() | {"norm": {"scale": jnp.asarray([2.0] * 6), "bias": jnp.asarray([-0.5] * 6)}}
 
 
 STORED = {
@@ -52,18 +52,22 @@ def through_disk(folder, tree, template):
 @pytest.mark.parametrize("name", STORED)
 def test_orbax_round_trip_continues_bit_for_bit(name, tmp_path):
     tx = STORED[name]()
-    step = jax.jit(lambda params, state, grads: tx.update(grads, state, params))
+
+    @jax.jit
+    def step(params, state, index):
+        grads = jax.tree.map(lambda p: jnp.cos(5 * p + index), params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
 
     def train(params, state, first, last):
         for index in range(first, last):
-            grads = jax.tree.map(lambda p, index=index: jnp.cos(5 * p + index), params)
-            updates, state = step(params, state, grads)
-            params = optax.apply_updates(params, updates)
+            params, state = step(params, state, jnp.float32(index))
         return params, state
 
-    saved = train(norm_params(), tx.init(norm_params()), 0, 3)
+    # On a device by name, as what orbax restores is: one program takes both.
+    saved = train(*jax.device_put((norm_params(), tx.init(norm_params())), jax.devices()[0]), 0, 3)
     # Other values of the same shapes: nothing of the restored state may come from the template.
-    fresh = jax.tree.map(lambda p: 7 * p, norm_params())
+    fresh = jax.tree.map(lambda p: jnp.asarray(7 * np.asarray(p)), norm_params())
     restored = through_disk(tmp_path / "state", saved, (fresh, tx.init(fresh)))
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
     jax.tree.map(np.testing.assert_array_equal, restored, saved)
@@ -90,14 +94,19 @@ def test_a_checkpoint_of_another_architecture_raises_instead_of_starting_new_rad
 def test_orbax_round_trip_of_an_nnx_optimizer(tmp_path):
     x = jnp.linspace(-1, 1, 12).reshape(3, 4)
 
+    @nnx.jit(static_argnums=0)
     def make(seed):
         model = Model(nnx.Rngs(seed))
         tx = optim.nap(optax.adam(0.1), scale_offset="decay", rate=0.1, rescale_moments=True, learning_rate=0.1)
         return model, nnx.Optimizer(model, tx, wrt=nnx.Param)
 
+    @nnx.jit
+    def step(model, optimizer):
+        optimizer.update(model, nnx.grad(lambda m: jnp.sum(m(x) ** 2))(model))
+
     def train(model, optimizer):
         for _ in range(3):
-            optimizer.update(model, nnx.grad(lambda m: jnp.sum(m(x) ** 2))(model))
+            step(model, optimizer)
         return nnx.to_pure_dict(nnx.state((model, optimizer)))
 
     saved = train(*(pair := make(0)))

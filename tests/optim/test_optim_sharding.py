@@ -1,5 +1,6 @@
 """Eight forced host devices: sharded equals replicated, state keeps its sharding, collectives are counted."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def train(tx, params, grads):
     for _ in range(4):
         params, state = step(params, state)
         sizes.append(step._cache_size())
-    return params, state, step.lower(params, state).compile().as_text(), sizes
+    return params, state, step, sizes
 
 
 def place(tree, rule):
@@ -71,14 +72,19 @@ def check_sharding(mesh, tree):
         assert x.sharding.is_equivalent_to(sharding(mesh, path), x.ndim), (path, x.sharding)
 
 
+@functools.cache
+def alone(name):
+    return train(OPTIONS[name][0](), place(host, lambda _: None), place(grads, lambda _: None))
+
+
 def check(name, axis_type):
     make, rounds = OPTIONS[name]
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(axis_type,) * 2)
-    expected = train(make(), place(host, lambda _: None), place(grads, lambda _: None))
     with jax.set_mesh(mesh):
         spread = functools.partial(sharding, mesh)
-        params, state, hlo, sizes = train(make(), place(host, spread), place(grads, spread))
-    jax.tree.map(close, (params, state), expected[:2])
+        params, state, step, sizes = train(make(), place(host, spread), place(grads, spread))
+        hlo = step.lower(params, state).compile().as_text()
+    jax.tree.map(close, (params, state), alone(name)[:2])
     check_sharding(mesh, params)
     if name.startswith("nap"):
         check_sharding(mesh, state.inner_state[0].mu)
@@ -156,6 +162,11 @@ class Net(nn.Module):
         return nn.Dense(2, name="head")(nn.relu(h))
 
 
+@functools.cache
+def initialized():
+    return jax.jit(Net().init)(jax.random.key(0), x)["params"]
+
+
 @policies
 @pytest.mark.usefixtures("_promotion")
 def test_linen_partitioned_boxes_on_a_mesh(policy):
@@ -163,17 +174,19 @@ def test_linen_partitioned_boxes_on_a_mesh(policy):
     tx, mesh = _nap(policy), _mesh(AxisType.Auto)
 
     def train(state):
-        step = jax.jit(lambda params, state: tx.update(_gradients(params), state, params))
-        params, opt_state = state
+        @jax.jit
+        def step(params, opt_state):
+            updates, opt_state = tx.update(_gradients(params), opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
         for _ in range(3):
-            updates, opt_state = step(params, opt_state)
-            params = optax.apply_updates(params, updates)
-        return params, opt_state
+            state = step(*state)
+        return state
 
     def init(params):
         return params, tx.init(params)
 
-    params = Net().init(jax.random.key(0), x)["params"]
+    params = initialized()
     expected = train(init(params))
     with jax.set_mesh(mesh):
         shardings = nn.get_sharding(jax.eval_shape(init, params), mesh)
@@ -194,27 +207,31 @@ class Model(nnx.Module):
         self.head = nnx.Linear(16, 2, rngs=rngs)
 
 
+@nnx.jit
+def step(model, optimizer):
+    optimizer.update(model, _gradients(nnx.state(model, nnx.Param)))
+
+
+def train(policy, *, sharded):
+    model = Model(nnx.Rngs(0), sharded=sharded)
+    optimizer = nnx.Optimizer(model, _nap(policy), wrt=nnx.Param)
+    for _ in range(3):
+        step(model, optimizer)
+    return model, optimizer.opt_state
+
+
+alone = functools.cache(functools.partial(train, sharded=False))
+
+
 @policies
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.usefixtures("_promotion")
 def test_nnx_optimizer_of_sharded_params_on_a_mesh(policy, axis_type):
     """Sharding metadata of a Param describes its axes; radii and measurements, which have none, must not inherit it."""
-
-    @nnx.jit
-    def step(model, optimizer):
-        optimizer.update(model, _gradients(nnx.state(model, nnx.Param)))
-
-    def train(*, sharded):
-        model = Model(nnx.Rngs(0), sharded=sharded)
-        optimizer = nnx.Optimizer(model, _nap(policy), wrt=nnx.Param)
-        for _ in range(3):
-            step(model, optimizer)
-        return model, optimizer.opt_state
-
     mesh = _mesh(axis_type)
-    plain, plain_state = train(sharded=False)
+    plain, plain_state = alone(policy)
     with jax.set_mesh(mesh):
-        model, state = train(sharded=True)
+        model, state = train(policy, sharded=True)
     jax.tree.map(close, nnx.to_pure_dict(nnx.state(model)), nnx.to_pure_dict(nnx.state(plain)))
     jax.tree.map(close, jax.tree.leaves(state), jax.tree.leaves(plain_state))
     sharding = NamedSharding(mesh, PartitionSpec(*SPEC))

@@ -1,5 +1,7 @@
 """In optax wrappers, linen, nnx and orbax; policies for scales and offsets; telemetry."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,21 +27,26 @@ def _promotion():
 def make_params(seed=0):
     rng = np.random.default_rng(seed)
     sizes = {"a": (4, 6), "b": (6, 6), "head": (6, 2)}
-    return {name: jnp.asarray(rng.normal(size=size), jnp.float32) for name, size in sizes.items()}
+    return {name: jax.device_put(np.asarray(rng.normal(size=size), jnp.float32)) for name, size in sizes.items()}
 
 
 def norms(params):
     return {name: np.linalg.norm(np.float64(w)) for name, w in params.items()}
 
 
-def run(tx, params, steps, **extra):
+@functools.cache
+def compiled_step(tx, **extra):
     @jax.jit
     def step(params, state, index):
         grads = jax.tree.map(lambda p: jnp.cos(5 * p + index), params)
         updates, state = tx.update(grads, state, params, **extra)
         return optax.apply_updates(params, updates), state
 
-    state = tx.init(params)
+    return step
+
+
+def run(tx, params, steps, **extra):
+    step, state = compiled_step(tx, **extra), tx.init(params)
     for index in range(steps):
         params, state = step(params, state, jnp.float32(index))
     assert step._cache_size() == 1
@@ -124,15 +131,17 @@ def test_rescaled_moments_inside_wrapped_optimizers():
 def test_scanned_layers_equal_separate_layers_with_moments():
     layers = [make_params(seed)["b"] for seed in range(3)]
     options = {"mask": True, "rescale_moments": True, "every_k": 2, "learning_rate": 0.1}
-    stacked, state = run(optim.nap(optax.adam(0.1), axes=(1, 2), **options), {"layers": jnp.stack(layers)}, 4)
+    stack = jnp.asarray(np.stack(layers))
+    stacked, state = run(optim.nap(optax.adam(0.1), axes=(1, 2), **options), {"layers": stack}, 4)
+    single_tx = optim.nap(optax.adam(0.1), **options)
     for index, layer in enumerate(layers):
-        alone, single = run(optim.nap(optax.adam(0.1), **options), {"layers": layer}, 4)
-        np.testing.assert_allclose(stacked["layers"][index], alone["layers"], rtol=0, atol=256 * EPS)
+        alone, single = run(single_tx, {"layers": layer}, 4)
+        np.testing.assert_allclose(np.asarray(stacked["layers"])[index], alone["layers"], rtol=0, atol=256 * EPS)
         rates = (
             optim.effective_learning_rates(state)["layers"],
             optim.effective_learning_rates(single)["layers"],
         )
-        np.testing.assert_allclose(rates[0][index], rates[1], rtol=64 * EPS)
+        np.testing.assert_allclose(np.asarray(rates[0])[index], rates[1], rtol=64 * EPS)
 
 
 class Net(nn.Module):
@@ -144,7 +153,7 @@ class Net(nn.Module):
 
 
 def test_linen_train_state_and_partitioned_boxes():
-    params = Net().init(jax.random.key(0), jnp.ones((1, 4)))["params"]
+    params = jax.jit(Net().init)(jax.random.key(0), jnp.ones((1, 4)))["params"]
     assert isinstance(params["hidden"]["kernel"], nn.Partitioned)
     tx = optim.nap(optax.adam(0.1), scale_offset="decay", rate=0.1, rescale_moments=True, learning_rate=0.1)
     state = TrainState.create(apply_fn=Net().apply, params=params, tx=tx)
@@ -170,7 +179,7 @@ def test_linen_train_state_and_partitioned_boxes():
 
 
 def test_decay_targets_keep_the_sharding_metadata_of_their_parameters():
-    params = Net().init(jax.random.key(0), jnp.ones((1, 4)))["params"]
+    params = jax.eval_shape(Net().init, jax.random.key(0), jnp.ones((1, 4)))["params"]
     specs = nn.get_partition_spec(jax.eval_shape(optim.decay_towards_init(0.1).init, params))
     assert specs.targets["hidden/kernel"] == jax.sharding.PartitionSpec("in", "out")
 
@@ -185,9 +194,12 @@ class Model(nnx.Module):
         return self.head(nnx.relu(self.norm(self.hidden(x))))
 
 
+make_model = nnx.jit(lambda: Model(nnx.Rngs(0)))
+
+
 @pytest.mark.parametrize("policy", ["free", "decay", "joint"])
 def test_nnx_optimizer(policy):
-    model = Model(nnx.Rngs(0))
+    model = make_model()
     before = np.float64(model.hidden.kernel[...])
     rate = 0.1 if policy == "decay" else None
     tx = optim.nap(optax.adam(0.1), scale_offset=policy, rate=rate, rescale_moments=True, learning_rate=0.1)
@@ -211,7 +223,7 @@ def test_nnx_optimizer(policy):
 
 @pytest.mark.parametrize("transform", ["project", "decay", "track"])
 def test_other_transforms_in_an_nnx_optimizer_with_a_tree_mask(transform):
-    model = Model(nnx.Rngs(0))
+    model = make_model()
     mask = jax.tree.map(lambda x: x.ndim > 1, nnx.state(model, nnx.Param))
     makers = {
         "project": lambda: optim.project_weights(mask=mask),
@@ -219,7 +231,8 @@ def test_other_transforms_in_an_nnx_optimizer_with_a_tree_mask(transform):
         "track": lambda: optim.track_effective_lr(0.1, mask=mask),
     }
     optimizer = nnx.Optimizer(model, optax.chain(optax.sgd(0.1), makers[transform]()), wrt=nnx.Param)
-    optimizer.update(model, nnx.grad(lambda m: jnp.sum(m(jnp.ones((1, 4))) ** 2))(model))
+    gradients = nnx.jit(nnx.grad(lambda m: jnp.sum(m(jnp.ones((1, 4))) ** 2)))(model)
+    optimizer.update(model, gradients)
     assert int(optimizer.opt_state[1].count[...]) == 1
 
 
@@ -235,9 +248,14 @@ def affine_params():
 def test_scale_and_offset_policies(policy, rate):
     params, mask = affine_params(), {"hidden/kernel": True, "bias": False, "scale": False}
     tx = optim.nap(optax.sgd(1.0), mask=mask, scale_offset=policy, rate=rate)
-    grads = jax.tree.map(lambda p: jnp.full_like(p, -1.0), params)
-    updates, state = tx.update(grads, tx.init(params), params)
-    new = optax.apply_updates(params, updates)
+
+    @jax.jit
+    def step(params):
+        grads = jax.tree.map(lambda p: jnp.full_like(p, -1.0), params)
+        updates, state = tx.update(grads, tx.init(params), params)
+        return optax.apply_updates(params, updates), state
+
+    new, state = step(params)
     shrink = np.sqrt((4 * 4 + 4 * 1) / (4 * 9 + 4 * 4))
     expected = {"free": (3.0, 2.0, 4.0), "decay": (2.75, 1.75, 3.75), "joint": (3 * shrink, 2 * shrink, 3.0)}[policy]
     np.testing.assert_allclose(new["norm"]["scale"], expected[0], rtol=8 * EPS)
@@ -249,7 +267,8 @@ def test_scale_and_offset_policies(policy, rate):
 
 
 def test_joint_norm_per_scanned_layer_and_other_names():
-    params = {"ln": {"gamma": jnp.ones((2, 4)), "beta": jnp.zeros((2, 4))}, "w": jnp.ones((2, 4, 4))}
+    params = {"ln": {"gamma": np.ones((2, 4)), "beta": np.zeros((2, 4))}, "w": np.ones((2, 4, 4))}
+    params = jax.tree.map(jnp.float32, params)
     tx = optim.nap(
         optax.sgd(1.0),
         mask={"w": True, "ln": False},
@@ -258,12 +277,18 @@ def test_joint_norm_per_scanned_layer_and_other_names():
         scale_offset_names=("gamma", "beta"),
     )
     grads = {
-        "ln": {"gamma": -jnp.array([[1.0], [2.0]]) * jnp.ones((2, 4)), "beta": jnp.zeros((2, 4))},
-        "w": params["w"] * 0,
+        "ln": {"gamma": -np.array([[1.0], [2.0]]) * np.ones((2, 4)), "beta": np.zeros((2, 4))},
+        "w": np.zeros((2, 4, 4)),
     }
-    updates, state = tx.update(grads, tx.init(params), params)
+
+    @jax.jit
+    def step(params, grads):
+        updates, state = tx.update(grads, tx.init(params), params)
+        return optax.apply_updates(params, updates), state
+
+    new, state = step(params, jax.tree.map(jnp.float32, grads))
     assert state.affine["ln"].shape == (2,)
-    np.testing.assert_allclose(optax.apply_updates(params, updates)["ln"]["gamma"], 1.0, rtol=8 * EPS)
+    np.testing.assert_allclose(new["ln"]["gamma"], 1.0, rtol=8 * EPS)
 
 
 class Layer(nn.Module):
@@ -279,10 +304,15 @@ class Stack(nn.Module):
         return nn.Dense(2, name="head")(layers(name="layers")(x, None)[0])
 
 
+@functools.cache
+def stack_params():
+    return jax.jit(Stack().init)(jax.random.key(0), jnp.ones((3, 4)))["params"]
+
+
 @pytest.mark.parametrize("policy", ["free", "decay", "joint"])
 def test_a_stack_scanned_by_linen_has_one_radius_per_layer(policy):
     x = jnp.linspace(-1, 1, 12).reshape(3, 4)
-    params = Stack().init(jax.random.key(0), x)["params"]
+    params = stack_params()
     kernel = params["layers"]["dense"]["kernel"]
     tx = optim.nap(
         optax.adam(0.1),
@@ -293,15 +323,20 @@ def test_a_stack_scanned_by_linen_has_one_radius_per_layer(policy):
         learning_rate=0.1,
     )
     state = TrainState.create(apply_fn=Stack().apply, params=params, tx=tx)
-    gradient = jax.jit(jax.grad(lambda p: jnp.sum(state.apply_fn({"params": p}, x) ** 2)))
+
+    @jax.jit
+    def step(state):
+        gradient = jax.grad(lambda p: jnp.sum(state.apply_fn({"params": p}, x) ** 2))
+        return state.apply_gradients(grads=gradient(state.params))
+
     for _ in range(3):
-        state = state.apply_gradients(grads=gradient(state.params))
+        state = step(state)
     moved = state.params["layers"]["dense"]["kernel"]
     assert state.opt_state.radii["layers/dense/kernel"].shape == (3,)
     np.testing.assert_allclose(
         np.linalg.norm(np.float64(moved), axis=(1, 2)), np.linalg.norm(np.float64(kernel), axis=(1, 2)), rtol=8 * EPS
     )
-    assert np.abs(np.asarray(moved - kernel)).max() > 0.01
+    assert np.abs(np.asarray(moved) - np.asarray(kernel)).max() > 0.01
     if policy == "joint":
         affine = state.params["layers"]["LayerNorm_0"]
         joint = np.hypot(*(np.linalg.norm(np.float64(affine[name]), axis=1) for name in ("scale", "bias")))
@@ -326,7 +361,7 @@ def test_rotation_is_right_for_tiny_and_large_angles():
 
 
 def test_rotation_of_a_radial_step_is_small_against_its_size():
-    w = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8)), jnp.float32)
+    w = jax.device_put(np.asarray(np.random.default_rng(0).normal(size=(8, 8)), jnp.float32))
     tx = optim.track_effective_lr()
     _, state = tx.update({"w": -0.1 * w}, tx.init({"w": w}), {"w": w})
     motion = optim.weight_motion(state)["w"]

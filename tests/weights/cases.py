@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 import normjax as nj
@@ -39,6 +40,20 @@ class Case:
     @property
     def axes(self) -> Any:
         return self.options.get("feature_axes", -1)
+
+
+def drawn(case, rng, dtype=np.float32, size=1.0):
+    """A kernel, and parameters and a state that no `init` made: scales around 1, vectors of norm 1."""
+    # Put on the device as it is: an array that JAX converts or copies first is a program for each shape.
+    kernel = jax.device_put(np.asarray(size * (0.5 + rng.standard_normal(case.shape)), dtype))
+    params, state = jax.eval_shape(case.transform.init, jax.random.key(0), kernel)
+
+    def vector(leaf):
+        values = rng.standard_normal(leaf.shape)
+        return np.asarray(values / np.linalg.norm(values), leaf.dtype)
+
+    scale = lambda leaf: np.asarray(1 + 0.3 * rng.standard_normal(leaf.shape), leaf.dtype)
+    return kernel, *jax.device_put((jax.tree.map(scale, params), jax.tree.map(vector, state)))
 
 
 def units(kernel, axes):

@@ -1,5 +1,7 @@
 """Eight devices: a kernel sharded on its fan-in or on its units has the same effective kernel, state and gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,11 +28,10 @@ def mesh(request):
     return jax.make_mesh((8,), ("model",), axis_types=(request.param,))
 
 
-@pytest.mark.parametrize("spec", [P("model", None), P(None, "model")], ids=["fan-in", "units"])
-@pytest.mark.parametrize("name", TRANSFORMS)
-def test_sharded_equals_replicated(name, spec, mesh, rng):
+@functools.cache
+def started(name):
+    """A training step from `init` on; one program for all that is not sharded."""
     transform = TRANSFORMS[name]
-    kernel = jnp.asarray(rng.standard_normal((16, 24)), jnp.float32)
 
     @jax.jit
     def run(kernel):
@@ -43,6 +44,13 @@ def test_sharded_equals_replicated(name, spec, mesh, rng):
         (_, aux), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, kernel)
         return params, aux, gradients
 
+    return run
+
+
+@pytest.mark.parametrize("spec", [P("model", None), P(None, "model")], ids=["fan-in", "units"])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_sharded_equals_replicated(name, spec, mesh, rng):
+    kernel, run = jax.device_put(np.asarray(rng.standard_normal((16, 24)), jnp.float32)), started(name)
     alone = run(kernel)
     sharded = run(jax.device_put(kernel, NamedSharding(mesh, spec)))
     # Sums of 16 or 24 values in another order, seen through the cube's derivative.
@@ -63,14 +71,19 @@ def test_collectives_are_counted(spec, expected, rng):
     assert standardized == {name: 2 * count for name, count in expected.items()}
 
 
-@pytest.mark.parametrize("axis", [2, 3])
-def test_convolution_kernels_are_never_reshaped(axis, mesh, rng):
-    """Sharded on its input or output channels, a kernel's vectors are sharded with it."""
-    kernel = jnp.asarray(rng.standard_normal((3, 3, 8, 16)), jnp.float32)
+@pytest.fixture(scope="module")
+def convolution():
+    kernel = jax.device_put(np.asarray(np.random.default_rng(0).standard_normal((3, 3, 8, 16)), jnp.float32))
     transform = nj.spectral_norm()
-    params, state = transform.init(jax.random.key(0), kernel)
-    expected, _ = jax.jit(lambda k: transform.apply(params, state, k, train=True))(kernel)
+    params, state = jax.jit(transform.init)(jax.random.key(0), kernel)
+    run = jax.jit(lambda kernel: transform.apply(params, state, kernel, train=True))
+    return kernel, run, run(kernel)[0]
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+def test_convolution_kernels_are_never_reshaped(axis, mesh, convolution):
+    """Sharded on its input or output channels, a kernel's vectors are sharded with it."""
+    kernel, run, expected = convolution
     spec = P(*["model" if a == axis else None for a in range(4)])
-    placed = jax.device_put(kernel, NamedSharding(mesh, spec))
-    effective, _ = jax.jit(lambda k: transform.apply(params, state, k, train=True))(placed)
+    effective, _ = run(jax.device_put(kernel, NamedSharding(mesh, spec)))
     np.testing.assert_allclose(effective, expected, rtol=0, atol=32 * EPS32)
