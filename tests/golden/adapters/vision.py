@@ -37,12 +37,12 @@ def _recorded(call: Callable[[Vector, Arrays, Arrays], dict[str, jax.Array]]) ->
             expected, cotangents = _group(arrays, "out."), _wide(_group(arrays, "dy."))
 
             @jax.jit
-            def step(inputs, params):
+            def step(inputs, params, cotangents):
                 outputs, pullback = jax.vjp(lambda *args: call(vector, *args), inputs, params)
                 used = {k: cotangents.get(k, jnp.zeros_like(v)) for k, v in outputs.items()}
                 return outputs, pullback(used)
 
-            outputs, gradients = step(inputs, params)
+            outputs, gradients = step(inputs, params, cotangents)
             for key, value in {**expected, **_group(arrays, "aux.")}.items():
                 if key in outputs or key in expected:
                     assert_close(outputs[key], value, OUTPUT, key)
