@@ -48,10 +48,11 @@ def test_stepwise(vector):
     with jax.enable_x64(wide):
         cast = lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
         struct = jax.ShapeDtypeStruct(a["x"].shape[1:], dtype)
-        params, state = jax.tree.map(cast, case.norm.init(None, struct, **case.context(a, 0)))
         recorded = {f"param_{theirs}": path for theirs, path in case.params.items()}
         kept = {f"state_{theirs}": path for theirs, path in case.state.items()}
         written = {f"state_{theirs}": path for theirs, path in case.written.items()}
+        init = functools.partial(case.norm.init, None, struct, **case.context(a, 0))
+        params, state = jax.tree.map(cast, _initial(init, {*recorded.values(), *written.values()}, {*kept.values()}))
         state = _filled(state, kept, a, 0)
         params = _filled(params, written, a, 0)
 
@@ -89,6 +90,14 @@ def test_stepwise(vector):
         assert_close(y, a["eval_y"], tolerance, "eval y")
     if case.beside is not None:
         case.beside(vector)
+
+
+def _initial(init, *paths):
+    """The initial trees; zeros where all their leaves, at these paths, are recorded: nothing is left to compile."""
+    trees = jax.eval_shape(init)
+    if any(len(jax.tree.leaves(tree)) > len(own) for tree, own in zip(trees, paths, strict=True)):
+        return jax.tree.map(np.asarray, jax.jit(init)())
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), trees)
 
 
 def _at(tree, path):
@@ -131,27 +140,30 @@ def _expected(arrays, prefix, kind):
 
 @pytest.mark.parametrize("vector", POINTWISE, ids=lambda v: v.name)
 def test_pointwise(vector):
-    arrays = vector.arrays()
+    arrays, case = vector.arrays(), adapters.adapter(vector)
+    # All that is exact is one float64 program.
+    compiled = functools.cache(lambda epsilon: _value_and_gradients(functools.partial(case.call, epsilon=epsilon)))
     for name, prefix, x_dtype, param_dtype in _combos(vector):
         with jax.enable_x64(x_dtype == jnp.float64):
-            _check_combo(vector, arrays, name, prefix, x_dtype, param_dtype)
+            run = compiled(adapters.epsilon_of(vector, x_dtype))
+            _check_combo(case, run, arrays, name, prefix, x_dtype, param_dtype)
 
 
-def _check_combo(vector, arrays, name, prefix, x_dtype, param_dtype):
-    case = adapters.adapter(vector)
-    call = functools.partial(case.call, epsilon=adapters.epsilon_of(vector, x_dtype))
-    inputs = {k: jnp.asarray(v).astype(x_dtype) for k, v in _group(arrays, "in").items()}
+def _check_combo(case, run, arrays, name, prefix, x_dtype, param_dtype):
+    cast = lambda tree, dtype: {k: np.asarray(v).astype(dtype) for k, v in tree.items()}
     own = _group(arrays, prefix, "param") if prefix else {}
-    params = {k: jnp.asarray(v).astype(param_dtype) for k, v in {**_group(arrays, "param"), **own}.items()}
+    inputs = cast(_group(arrays, "in"), x_dtype)
+    params = cast({**_group(arrays, "param"), **own}, param_dtype)
     expected = _expected(arrays, prefix, "out")["y"]
-    cotangents = _group(arrays, "cot") or {"y": _group(arrays, "dy")["out"]}
-    y, gradients = _value_and_gradients(call, inputs, params, cotangents["y"])
+    cotangent = (_group(arrays, "cot") or {"y": _group(arrays, "dy")["out"]})["y"]
+    wide = np.float64 if x_dtype == jnp.float64 else np.float32
+    y, gradients = run(inputs, params, cotangent.astype(wide))
 
     if expected.dtype == ml_dtypes.bfloat16:
         with jax.enable_x64(True):
-            exact_inputs = {k: jnp.asarray(v, jnp.float64) for k, v in inputs.items()}
-            cotangent = jnp.asarray(cotangents["y"]).astype(y.dtype)
-            exact, exact_gradients = _value_and_gradients(call, exact_inputs, params, cotangent)
+            rounded = cotangent.astype(y.dtype).astype(np.float64)
+            exact_params = params if case.narrow_params else cast(params, np.float64)
+            exact, exact_gradients = run(cast(inputs, np.float64), exact_params, rounded)
     else:
         exact_gradients = gradients
     if expected.dtype == ml_dtypes.bfloat16 and case.roundings:
@@ -169,14 +181,14 @@ def _check_combo(vector, arrays, name, prefix, x_dtype, param_dtype):
             assert_close(actual[key], reference, tolerance, f"{name}: {kind} {key}")
 
 
-def _value_and_gradients(call, inputs, params, cotangent):
-    def run(inputs, params):
+def _value_and_gradients(call):
+    def run(inputs, params, cotangent):
         y, pullback = jax.vjp(call, inputs, params)
-        return y, pullback(jnp.asarray(cotangent).astype(y.dtype))
+        return y, pullback(cotangent.astype(y.dtype))
 
     # One program compiles faster than its operations one by one; but the compiler must not leave out a cast to bfloat16
     # and back, for what is recorded are the bits of an eager run.
-    return jax.jit(run, compiler_options={"xla_allow_excess_precision": False})(inputs, params)
+    return jax.jit(run, compiler_options={"xla_allow_excess_precision": False})
 
 
 def _tolerance(case, arrays, x_dtype):

@@ -18,7 +18,7 @@ def check(rng, kind, implementation, shape, residual_dtype=None):
     axes = (shape.axis,) if isinstance(shape.axis, int) else shape.axis
     features = tuple(shape.shape[a] for a in axes)
     wide = residual_dtype or shape.dtype
-    draw = lambda s, dtype: jnp.asarray(rng.normal(size=s), "float32").astype(dtype)
+    draw = lambda s, dtype: rng.normal(size=s).astype(np.float32).astype(jnp.dtype(dtype))
     x, dy = draw(shape.shape, shape.dtype), draw(shape.shape, shape.dtype)
     residual, dsum = draw(shape.shape, wide), draw(shape.shape, wide)
     scale = draw(features, "float32")
@@ -36,7 +36,7 @@ def check(rng, kind, implementation, shape, residual_dtype=None):
     (total, y), gradients = compiled(x, residual, scale, bias, (dsum, dy))
     assert (total.dtype, y.dtype) == (residual.dtype, x.dtype)
     # The sum is rounded once, so that it has the bits of the sum computed apart.
-    np.testing.assert_array_equal(total, x.astype(wide) + residual)
+    np.testing.assert_array_equal(total, x.astype(jnp.dtype(wide)) + residual)
     oracle.assert_close(y, *oracle.forward(kind, total, scale, bias, **options), "y")
     expected = oracle.backward(kind, total, scale, bias, dy, dsum=dsum, **options)
     expected["residual"] = expected["x"]

@@ -27,7 +27,7 @@ EPSILON = 1e-5
 
 def inputs(rng, shape, parameter_dtype=None):
     """`(x, shift, scale, dy)`."""
-    draw = lambda s, dtype: jnp.asarray(rng.normal(size=s) + 0.5, "float32").astype(dtype)
+    draw = lambda s, dtype: (rng.normal(size=s) + 0.5).astype(np.float32).astype(jnp.dtype(dtype))
     parameter = lambda: draw((shape.shape[0], shape.shape[-1]), parameter_dtype or shape.dtype)
     return draw(shape.shape, shape.dtype), parameter(), parameter(), draw(shape.shape, shape.dtype)
 

@@ -41,8 +41,8 @@ def inputs(rng, shape, update_dtype=None):
         zero = np.expand_dims(np.arange(radius.size).reshape(kept) == 0, axes)
         weight, update = (np.where(zero, np.float32(0), a) for a in (weight, update))
         radius.flat[1] = 0
-    narrow = jnp.asarray(weight).astype(shape.dtype)
-    return narrow, jnp.asarray(0.1 * update).astype(update_dtype or shape.dtype), jnp.asarray(radius)
+    narrow = weight.astype(jnp.dtype(shape.dtype))
+    return narrow, (np.float32(0.1) * update).astype(jnp.dtype(update_dtype or shape.dtype)), radius
 
 
 def projected(moved, radius, axes):
@@ -121,6 +121,7 @@ def test_twenty_deferred_steps_train_the_same_network(rng, implementation):
     start = jnp.asarray(rng.normal(size=(12, 8)), jnp.float32)
     radius = jnp.linalg.norm(start)
 
+    @jax.jit
     def loss(weight):
         y = pallas_kernels.rms_norm((inputs @ weight).reshape(1, -1), epsilon=0.0).reshape(16, 8)
         return jnp.mean((y - target.astype(y.dtype)) ** 2)

@@ -27,11 +27,11 @@ def inputs(rng, shape, kind):
     """x with an offset, dy, and parameters of the shape of the axes; rms without a bias, crms with neither."""
     axes = (shape.axis,) if isinstance(shape.axis, int) else shape.axis
     features = tuple(shape.shape[a] for a in axes)
-    draw = lambda s, dtype: jnp.asarray(rng.normal(size=s), dtype)
+    draw = lambda s, dtype: rng.normal(size=s).astype(jnp.dtype(dtype))
     x = draw(shape.shape, "float32") + 1
     scale = None if kind == "crms" else draw(features, "float32")
     bias = draw(features, "float32") if kind == "layer" else None
-    return x.astype(shape.dtype), scale, bias, draw(shape.shape, shape.dtype)
+    return x.astype(jnp.dtype(shape.dtype)), scale, bias, draw(shape.shape, shape.dtype)
 
 
 def norm(kind, implementation, **options):
@@ -75,7 +75,7 @@ CASES = [
     for i, name in enumerate(shapes.SMALL)
     for k, implementation in enumerate(IMPLEMENTATIONS)
     for kind, visited in (
-        ("layer", implementation != "xla" or i % 2 == 0),
+        ("layer", implementation != "xla" or i % 4 == 0),
         ("rms", (i + k) % 6 == 0),
         ("crms", (i + k) % 8 == 1),
     )
@@ -131,7 +131,7 @@ def test_loops_over_tiles_and_strips(rng, small_tiles, name, implementation):
 def test_variance_of_a_distant_row(rng, implementation):
     # E[x²] − E[x]² would be off by 1e4² eps = 12 times the variance.
     x = jnp.asarray(1e4 + rng.normal(size=(4, 100)), jnp.float32)
-    y = norm("layer", implementation)(x, None, None)
+    y = jax.jit(norm("layer", implementation))(x, None, None)
     oracle.assert_close(y, *oracle.forward("layer", x, None, None, axis=-1, epsilon=EPSILON), "y")
 
 
@@ -140,16 +140,16 @@ def test_variance_of_a_distant_row(rng, implementation):
 def test_a_row_has_the_same_bits_in_any_batch(rng, implementation, axis):
     # Batches of several blocks each: XLA's CPU compiler inlines a grid of one step, and then contracts other products
     # with sums than in a loop, which says nothing of the kernel.
-    x, dy = (jnp.asarray(rng.normal(size=(1100, 12)), jnp.float32) for _ in range(2))
+    x, dy = (rng.normal(size=(1100, 12)).astype(np.float32) for _ in range(2))
     place = lambda a: a if axis == -1 else a.T
 
-    def value_and_gradient(rows):
-        y, vjp = jax.vjp(lambda x: norm("layer", implementation, axis=axis)(x, None, None), place(x[rows]))
-        return tuple(map(place, (y, *vjp(place(dy[rows])))))
+    @jax.jit
+    def value_and_gradient(x, dy):
+        y, vjp = jax.vjp(lambda x: norm("layer", implementation, axis=axis)(x, None, None), place(x))
+        return tuple(map(place, (y, *vjp(place(dy)))))
 
-    whole = value_and_gradient(slice(None))
     rows = slice(417, 1050)
-    for part, all_rows in zip(value_and_gradient(rows), whole, strict=True):
+    for part, all_rows in zip(value_and_gradient(x[rows], dy[rows]), value_and_gradient(x, dy), strict=True):
         np.testing.assert_array_equal(part, all_rows[rows])
 
 

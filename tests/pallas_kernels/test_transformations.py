@@ -19,7 +19,7 @@ def layer_norm(implementation):
 
 
 def arrays(rng):
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
     return draw(3, 5, 12), draw(12), draw(12), draw(3, 5, 12)
 
 
@@ -27,11 +27,17 @@ def arrays(rng):
 def test_vmap_is_a_batch(rng, implementation):
     x, scale, bias, dy = arrays(rng)
     mapped = jax.vmap(layer_norm(implementation), in_axes=(0, None, None))
-    y, vjp = jax.vjp(mapped, x, scale, bias)
+
+    @jax.jit
+    def both(x, scale, bias, dy):
+        y, vjp = jax.vjp(mapped, x, scale, bias)
+        return y, vjp(dy)
+
+    y, gradients = both(x, scale, bias, dy)
     options = {"axis": -1, "epsilon": 1e-6}
     oracle.assert_close(y, *oracle.forward("layer", x, scale, bias, **options), "y")
     expected = oracle.backward("layer", x, scale, bias, dy, **options)
-    for name, gradient in zip(expected, vjp(dy), strict=True):
+    for name, gradient in zip(expected, gradients, strict=True):
         oracle.assert_close(gradient, *expected[name], name)
 
 
@@ -39,7 +45,7 @@ def test_vmap_is_a_batch(rng, implementation):
 def test_vmap_of_the_gradient_keeps_examples_apart(rng, implementation):
     x, scale, bias, dy = arrays(rng)
     gradient = lambda x, dy: jax.vjp(layer_norm(implementation), x, scale, bias)[1](dy)
-    found = jax.vmap(gradient)(x, dy)
+    found = jax.jit(jax.vmap(gradient))(x, dy)
     for i in range(len(x)):
         expected = oracle.backward("layer", x[i], scale, bias, dy[i], axis=-1, epsilon=1e-6)
         for name, array in zip(expected, found, strict=True):
@@ -66,10 +72,10 @@ def test_remat_saves_no_statistics_that_nobody_reads(rng, implementation):
     def loss(x, call):
         return jnp.sum(jnp.cos(call(x, scale, bias)) * dy)
 
-    plain = jax.grad(loss)(x, layer_norm(implementation))
-    remat = jax.grad(loss)
-    np.testing.assert_array_equal(remat(x, jax.checkpoint(layer_norm(implementation))), plain)
-    found = list(kernels(jax.make_jaxpr(lambda x: remat(x, jax.checkpoint(layer_norm(implementation))))(x).jaxpr))
+    plain = jax.jit(jax.grad(functools.partial(loss, call=layer_norm(implementation))))
+    remat = jax.jit(jax.grad(functools.partial(loss, call=jax.checkpoint(layer_norm(implementation)))))
+    np.testing.assert_array_equal(remat(x), plain(x))
+    found = list(kernels(jax.make_jaxpr(remat)(x).jaxpr))
     # Forward without statistics, forward again with mean and rstd, backward with dx, dscale, dbias.
     assert found == [("layer_norm_fwd", 1), ("layer_norm_fwd", 3), ("layer_norm_bwd", 3)]
 
@@ -94,10 +100,10 @@ def test_a_donated_input_is_read_before_it_is_overwritten(rng, implementation):
 def test_the_automatic_choice_and_xla_keep_every_derivative(rng, implementation):
     x, *_ = arrays(rng)
     call = functools.partial(pallas_kernels.rms_norm, implementation=implementation, epsilon=0.0)
-    tangent = jax.jvp(call, (x,), (x,))[1]
+    tangent = jax.jit(lambda x: jax.jvp(call, (x,), (x,))[1])(x)
     # Nothing changes in the direction of x: two terms of |x r| cancel, each after a few roundings.
     assert np.abs(tangent).max() < 16 * np.finfo(np.float32).eps * np.sqrt(x.shape[-1])
-    hessian = jax.hessian(lambda x: jnp.sum(call(x) ** 3))(x[0, 0])
+    hessian = jax.jit(jax.hessian(lambda x: jnp.sum(call(x) ** 3)))(x[0, 0])
     np.testing.assert_allclose(hessian, hessian.T, rtol=1e-5, atol=1e-5 * np.abs(hessian).max())
 
 

@@ -86,8 +86,9 @@ def check(make: Callable[[Vector], Callable[[Arrays, Arrays], Any]], tolerance: 
             wide = "float64" in vector.sidecar.get("compute", "")
             with jax.enable_x64(wide), quick_compilation():
                 dtype, allowed = (jnp.float64, 1e-12) if wide else (jnp.float32, tolerance or BLOCK)
+                run = _compiled(make(vector))
                 for arrays in _steps(vector.arrays()):
-                    _compare(arrays, make(vector), dtype, allowed)
+                    _compare(arrays, run, dtype, allowed)
 
         return Check(run)
 
@@ -112,24 +113,28 @@ def _steps(arrays: Arrays) -> list[Arrays]:
     return [*steps, {name: evaluated[key] for key, name in names.items() if key in evaluated}]
 
 
-def _compare(arrays: Arrays, call, dtype, tolerance: float) -> None:
-    prefix = ("f32",) if group(arrays, "f32") else ()
-    floating = lambda tree: {k: jnp.asarray(v).astype(dtype) for k, v in tree.items() if not _integer(v)}
-    inputs, params = floating(group(arrays, "in")), floating(group(arrays, "param"))
-    fixed = {k: jnp.asarray(v, jnp.int32) for k, v in group(arrays, "in").items() if _integer(v)}
-    cotangents = floating(group(arrays, "cot") or group(arrays, "dy"))
+def _compiled(call: Callable) -> Callable:
+    """Outputs, states and gradients in one program for all steps: one by one, operations compile ten times as long."""
 
-    def forward(inputs, params):
-        made = call(inputs | fixed, params)
-        return made if isinstance(made, tuple) else (made, {})
-
-    # One program: operations that are compiled one by one take ten times as long.
     @jax.jit
-    def run(inputs, params):
+    def run(inputs, fixed, params, cotangents):
+        def forward(inputs, params):
+            made = call(inputs | fixed, params)
+            return made if isinstance(made, tuple) else (made, {})
+
         outputs, pullback, states = jax.vjp(forward, inputs, params, has_aux=True)
         return outputs, states, pullback({k: cotangents.get(k, jnp.zeros_like(v)) for k, v in outputs.items()})
 
-    outputs, states, (gin, gparam) = run(inputs, params)
+    return run
+
+
+def _compare(arrays: Arrays, run: Callable, dtype, tolerance: float) -> None:
+    prefix = ("f32",) if group(arrays, "f32") else ()
+    floating = lambda tree: {k: v.astype(dtype) for k, v in tree.items() if not _integer(v)}
+    inputs, params = floating(group(arrays, "in")), floating(group(arrays, "param"))
+    fixed = {k: v.astype(np.int32) for k, v in group(arrays, "in").items() if _integer(v)}
+    cotangents = floating(group(arrays, "cot") or group(arrays, "dy"))
+    outputs, states, (gin, gparam) = run(inputs, fixed, params, cotangents)
     assert group(arrays, *prefix, "out"), "no recorded outputs"
     for kind, actual in (("out", outputs), ("gin", gin), ("state_after", states)):
         for name, value in group(arrays, *prefix, kind).items():

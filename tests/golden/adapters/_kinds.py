@@ -58,11 +58,13 @@ class Pointwise:
       centred: Whether a mean is subtracted, which amplifies the rounding of the recorded mean.
       roundings: How often the recorded bfloat16 code rounds on its way to an output where it keeps its statistics in
         bfloat16; 0 where its outputs can be met bit by bit.
+      narrow_params: Whether parameters are added to in their own dtype, of which the exact value is then one, too.
     """
 
     call: Callable[[dict[str, jax.Array], dict[str, jax.Array], float], jax.Array]
     centred: bool = False
     roundings: int = 0
+    narrow_params: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,9 +71,9 @@ def _check(layout: Layout, config: TransformerConfig, vector: Vector) -> None:
         y, pullback, hidden = jax.vjp(forward, params, x, has_aux=True)
         return y, hidden, pullback(cotangent)
 
-    params = {path: jnp.asarray(value).astype(dtype) for path, value in given.items()}
+    params = {path: np.asarray(value).astype(dtype) for path, value in given.items()}
     with quick_compilation():
-        y, hidden, (gparams, gx) = run(params, *(jnp.asarray(arrays[name]).astype(dtype) for name in ("in/x", "cot/y")))
+        y, hidden, (gparams, gx) = run(params, *(arrays[name].astype(dtype) for name in ("in/x", "cot/y")))
     # A recorded last stream may be the normalized one.
     last = {k for k, v in group(arrays, combo, "out").items() if np.array_equal(v, arrays[f"{combo}/out/y"])}
     actual = {f"out/{k}": v for k, v in ({"y": y} | {k: v for k, v in hidden.items() if k not in last}).items()}

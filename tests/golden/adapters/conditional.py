@@ -23,15 +23,20 @@ Arrays = dict[str, Any]
 
 def _compare(call: Callable[[Arrays, Arrays], Arrays], arrays: Arrays, prefix: tuple[str, ...], dtype, tolerances):
     """Outputs and gradients of `call(inputs, params)` in `dtype` against the recorded ones of that prefix."""
-    cast = lambda tree: {k: jnp.asarray(v).astype(dtype) for k, v in tree.items()}
-    inputs, params = cast(group(arrays, "in")), cast(group(arrays, "param"))
+    cast = lambda tree: {k: v.astype(dtype) for k, v in tree.items()}
     cotangents = group(arrays, "cot") or group(arrays, "dy")
-    outputs, pullback = jax.jit(lambda *a: jax.vjp(call, *a))(inputs, params)
-    sent = {
-        k: jnp.asarray(cotangents[k]).astype(v.dtype) if k in cotangents else jnp.zeros_like(v)
-        for k, v in outputs.items()
-    }
-    gin, gparam = pullback(sent)
+
+    # What is recorded was rounded after every operation.
+    @functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
+    def run(inputs, params, cotangents):
+        outputs, pullback = jax.vjp(call, inputs, params)
+        sent = {
+            k: jnp.asarray(cotangents[k]).astype(v.dtype) if k in cotangents else jnp.zeros_like(v)
+            for k, v in outputs.items()
+        }
+        return outputs, pullback(sent)
+
+    outputs, (gin, gparam) = run(cast(group(arrays, "in")), cast(group(arrays, "param")), cotangents)
     for kind, actual, tolerance in (
         ("out", outputs, tolerances[0]),
         ("gin", gin, tolerances[1]),

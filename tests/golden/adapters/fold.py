@@ -1,5 +1,6 @@
 """Adapters of folding rules and quantization."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -86,8 +87,8 @@ def _check_primitives(vector: Vector) -> None:
 def _check_token_norms(vector: Vector, a: Arrays, close) -> None:
     x, params = a["ln_x"], vector.sidecar["params"]
     with jax.enable_x64(True):
-        normalized = np.asarray(nj.layer_normalize(jnp.asarray(x), epsilon=params["ln_eps"]))
-        rms = np.asarray(nj.rms_normalize(jnp.asarray(x), epsilon=params["rms_eps"]))
+        normalized = np.asarray(jax.jit(functools.partial(nj.layer_normalize, epsilon=params["ln_eps"]))(x))
+        rms = np.asarray(jax.jit(functools.partial(nj.rms_normalize, epsilon=params["rms_eps"]))(x))
     for index, bias in (("1", a["ln_b1"]), ("2", None)):
         kernel, bias = fold.affine_before(_kernel(a, f"ln_W{index}"), bias, a["ln_gamma"], a["ln_beta"])
         close(kernel.T, f"ln_W{index}f")
@@ -197,10 +198,10 @@ def _check_retuning(a: Arrays, params: Arrays, close, torch_layout) -> None:
     norm = nj.batch_norm(momentum=params["momentum_old"], unbiased=True)
     state = {"mean": a["beta"], "var": a["gamma"] ** 2}
     with jax.enable_x64(True):
-        state = jax.tree.map(jnp.asarray, state)
+        train = jax.jit(functools.partial(norm.apply, train=True))
         for x in a["x"][: params["calib_batches"]]:
             y = np.moveaxis(_convolved(x, quantized, a["b_folded"], padding), 1, -1)
-            state = norm.apply({}, state, jnp.asarray(y), train=True)[1]
+            state = train({}, state, y)[1]
     mean, var = (np.asarray(state[name]) for name in ("mean", "var"))
     close(mean, "tune_mean")
     close(var, "tune_var")
@@ -214,7 +215,7 @@ def _check_retuning(a: Arrays, params: Arrays, close, torch_layout) -> None:
 def _check_repq(vector: Vector) -> None:
     a, params = _wide(vector.arrays()), vector.sidecar["params"]
     with jax.enable_x64(True):
-        normalized = np.asarray(nj.layer_normalize(jnp.asarray(a["x"]), epsilon=params["ln_eps"]))
+        normalized = np.asarray(jax.jit(functools.partial(nj.layer_normalize, epsilon=params["ln_eps"]))(a["x"]))
     for name in ("qkv", "fc1"):
         own = lambda key, name=name: a[f"{name}_{key}"]
         close = lambda actual, key, tolerance=FLOAT32: assert_close(actual, a[key], tolerance, key)
@@ -284,12 +285,16 @@ def _check_binarization(vector: Vector) -> None:
     a = vector.arrays()
     sign = lambda v: jnp.sign(v)
     linear = lambda x, name: x @ jnp.asarray(a[f"{name}_weight"]).T
-    x = jnp.asarray(a["x"])
-    code = sign(linear(x, "W"))
-    for i in range(vector.sidecar["params"]["num_layers"]):
-        reconstruction = nj.l2_normalize(linear(code, f"B{i}"))
-        code = code + 2.0 ** -(i + 1) * sign(linear(x - reconstruction, f"R{i}"))
-    np.testing.assert_array_equal(np.asarray(code), a["out"])
+
+    @jax.jit
+    def binarized(x):
+        code = sign(linear(x, "W"))
+        for i in range(vector.sidecar["params"]["num_layers"]):
+            reconstruction = nj.l2_normalize(linear(code, f"B{i}"))
+            code = code + 2.0 ** -(i + 1) * sign(linear(x - reconstruction, f"R{i}"))
+        return code
+
+    np.testing.assert_array_equal(np.asarray(binarized(a["x"])), a["out"])
 
 
 ADAPTERS: dict[str, Callable[[Vector], Adapter]] = {

@@ -40,23 +40,27 @@ def _check_tract(vector: Vector) -> None:
     a = vector.arrays()
     layer = _linear if a["param.weight"].ndim == 2 else _convolution
     with jax.enable_x64(True):
-        x, weight, bias, dy = (jnp.asarray(a[k], jnp.float64) for k in ("in.x", "param.weight", "param.bias", "dy.out"))
-        forward, x, kernel, covariance, theirs, theirs_kernel = layer(vector, x, weight)
 
-        def loss(x, kernel, bias):
-            y = theirs(forward(x, kernel) + bias)
-            return jnp.sum(y * dy), y
+        @jax.jit
+        def step(x, weight, bias, dy):
+            forward, x, kernel, covariance, theirs, theirs_kernel = layer(vector, x, weight)
 
-        (gx, gk, gb), y = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(x, kernel, bias)
-        tx = optim.scale_by_tract(vector.hyper["lambda_"])
-        updates = {"first": {"kernel": gk, "bias": gb}}
-        updates, _ = tx.update(updates, tx.init(updates), covariance={"first": covariance})
-        actual = {
-            "out.out": y,
-            "gin.x": gx if gx.ndim == 2 or layer is _linear else theirs(gx),
-            "gparam.weight": theirs_kernel(updates["first"]["kernel"]),
-            "gparam.bias": updates["first"]["bias"],
-        }
+            def loss(x, kernel, bias):
+                y = theirs(forward(x, kernel) + bias)
+                return jnp.sum(y * dy), y
+
+            (gx, gk, gb), y = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(x, kernel, bias)
+            tx = optim.scale_by_tract(vector.hyper["lambda_"])
+            updates = {"first": {"kernel": gk, "bias": gb}}
+            updates, _ = tx.update(updates, tx.init(updates), covariance={"first": covariance})
+            return {
+                "out.out": y,
+                "gin.x": gx if gx.ndim == 2 or layer is _linear else theirs(gx),
+                "gparam.weight": theirs_kernel(updates["first"]["kernel"]),
+                "gparam.bias": updates["first"]["bias"],
+            }
+
+        actual = step(*(a[k].astype(np.float64) for k in ("in.x", "param.weight", "param.bias", "dy.out")))
     for key, value in actual.items():
         # The recorded code inverts a matrix whose condition number is about max |x|² n / penalty, some hundreds.
         assert_close(value, a[key], 1e-12, key)
@@ -108,15 +112,15 @@ def _check_atlas(vector: Vector) -> None:
         penalty = jnp.mean(jnp.sum(jnp.abs(coefficients) ** p["lp_reg"], axis=0) ** (1 / p["lp_reg"]))
         return jnp.mean((y - jnp.asarray(a["y"])) ** 2) + p["gamma"] * penalty, y
 
-    (loss, y), gradient = jax.value_and_grad(forward, has_aux=True)(jnp.asarray(a["coef"]))
+    (loss, y), gradient = jax.jit(jax.value_and_grad(forward, has_aux=True))(a["coef"])
     tolerance = vector.sidecar["tolerance"]
     assert_close(y, a["out"], tolerance["out"], "out")
     assert_close(loss, a["loss"], tolerance["out"], "loss")
     assert_close(gradient, a["coef_grad"], tolerance["grad"], "coef_grad")
-    zeros = {key: jnp.zeros_like(leaf) for key, leaf in base.items()}
+    zeros = {key: np.zeros(leaf.shape, leaf.dtype) for key, leaf in base.items()}
     groups = {key: jnp.asarray(a[f"part_idx_{i}"], jnp.int32) for i, key in enumerate(keys)}
     parts = {key: jnp.asarray(a[f"part_coef_{i}"]) for i, key in enumerate(keys)}
-    scaled = task_vectors.compose(zeros, taus, parts, groups=groups)
+    scaled = jax.jit(lambda parts: task_vectors.compose(zeros, taus, parts, groups=groups))(parts)
     for i, key in enumerate(keys):
         if a[f"part_out_{i}"].ndim:
             assert_close(scaled[key], a[f"part_out_{i}"], 8 * EPS32, f"part_out {key}")
@@ -140,7 +144,7 @@ def _check_expert_merging(vector: Vector) -> None:
         penalty = jnp.sum(jnp.abs(weights - start)) / (raw.size / count)
         return jnp.mean(merged**2) + p["reg_weight"] * penalty, (weights, merged, penalty)
 
-    gradient, (weights, merged, penalty) = jax.grad(loss, has_aux=True)(jnp.asarray(a["raw"]))
+    gradient, (weights, merged, penalty) = jax.jit(jax.grad(loss, has_aux=True))(a["raw"])
     actual = {"w": weights, "merged": merged, "reg": penalty, "raw_grad": gradient}
     for key, value in actual.items():
         assert_close(value, a[key], 64 * EPS32, key)

@@ -77,7 +77,7 @@ def _rms(precision: Precision = TORCH, roundings: int = 0, **options: Any) -> Ca
     return make
 
 
-def _layer(per_head: bool = False, **options: Any) -> Callable[[Vector], Pointwise]:
+def _layer(per_head: bool = False, precision: Precision = TORCH, **options: Any) -> Callable[[Vector], Pointwise]:
     def make(vector: Vector) -> Pointwise:
         def call(inputs, params, epsilon):
             return nj.layer_normalize(
@@ -86,10 +86,11 @@ def _layer(per_head: bool = False, **options: Any) -> Callable[[Vector], Pointwi
                 params.get("bias"),
                 feature_axes=(-2, -1) if per_head else None,
                 epsilon=epsilon,
+                precision=precision,
                 **options,
             )
 
-        return Pointwise(call, centred=True)
+        return Pointwise(call, centred=True, narrow_params=precision.narrow_offset)
 
     return make
 

@@ -61,7 +61,11 @@ def _gated(**options: Any) -> Callable[[Vector], Pointwise]:
 
 def _input_scaled(vector: Vector) -> Pointwise:
     normalize = functools.partial(nj.input_scaled_rms_normalize, precision=Precision(narrow_offset=True))
-    return Pointwise(lambda inputs, params, epsilon: normalize(inputs["x"], params["weight"], epsilon=epsilon))
+
+    def call(inputs, params, epsilon):
+        return normalize(inputs["x"], params["weight"], epsilon=epsilon)
+
+    return Pointwise(call, narrow_params=True)
 
 
 def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
@@ -132,7 +136,10 @@ def _matrices(vector: Vector) -> Check:
         assert all(outputs.values()), sorted(outputs)
         for key, named in outputs.items():
             w, axis = arrays["in/w" + (named.group(2) or "")], int(named.group(1))
-            normalize = functools.partial(nj.l2_normalize, axis=axis, epsilon=0.0)
+            normalize = jax.jit(
+                functools.partial(nj.l2_normalize, axis=axis, epsilon=0.0),
+                compiler_options={"xla_allow_excess_precision": False},
+            )
             if w.dtype == ml_dtypes.bfloat16:
                 with jax.enable_x64(True):
                     exact = normalize(jnp.asarray(w, jnp.float64))

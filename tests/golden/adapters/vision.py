@@ -1,5 +1,6 @@
 """Adapters of norms conditioned on regions, maps, styles and coordinates."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,12 +37,12 @@ def _recorded(call: Callable[[Vector, Arrays, Arrays], dict[str, jax.Array]]) ->
             expected, cotangents = _group(arrays, "out."), _wide(_group(arrays, "dy."))
 
             @jax.jit
-            def step(inputs, params):
+            def step(inputs, params, cotangents):
                 outputs, pullback = jax.vjp(lambda *args: call(vector, *args), inputs, params)
                 used = {k: cotangents.get(k, jnp.zeros_like(v)) for k, v in outputs.items()}
                 return outputs, pullback(used)
 
-            outputs, gradients = step(inputs, params)
+            outputs, gradients = step(inputs, params, cotangents)
             for key, value in {**expected, **_group(arrays, "aux.")}.items():
                 if key in outputs or key in expected:
                     assert_close(outputs[key], value, OUTPUT, key)
@@ -117,7 +118,7 @@ def _spade_batch(vector: Vector) -> None:
         norm = _spade_norm(vector)
         steps = sum(key.startswith("dy.") for key in arrays)
         struct = jax.ShapeDtypeStruct(arrays["in.x0"].shape, jnp.float64)
-        _, state = norm.init(jax.random.key(0), struct, segmentation=segmentation)
+        _, state = jax.jit(lambda key: norm.init(key, struct, segmentation=segmentation))(jax.random.key(0))
 
         @jax.jit
         def step(params, state, x, dy):
@@ -138,7 +139,8 @@ def _spade_batch(vector: Vector) -> None:
         for key, value in _group(arrays, f"gparam{steps - 1}.").items():
             assert_close(gradients[key], value, GRADIENT, f"grad {key}")
         x = jnp.asarray(arrays[f"in.x{steps}"], jnp.float64)
-        y, _ = norm.apply(_spade_params(params), state, x, train=False, segmentation=segmentation)
+        evaluate = functools.partial(norm.apply, train=False)
+        y, _ = jax.jit(lambda p, s, x: evaluate(_spade_params(p), s, x, segmentation=segmentation))(params, state, x)
         assert_close(y, arrays["out.eval"], OUTPUT, "eval y")
 
 

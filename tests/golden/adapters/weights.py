@@ -90,16 +90,20 @@ def _check_kernels(vector: Vector) -> None:
     a = vector.arrays()
     kernel, gain, cotangent = (jnp.asarray(a[name]) for name in ("W", "gain", "cotangent"))
     gain, checked = gain.reshape(-1), set(INPUTS)
-    for name, effective in KERNELS.items():
-        if f"{name}_w" not in a:
-            continue
-        value, pullback = jax.vjp(effective, kernel, gain)
-        gradients = pullback(cotangent)
-        for key, actual in {
-            "w": value,
-            "y": _convolution(a["x"], value, padding=0),
-            **{key: gradients[index] for key, index in GRADIENTS.items()},
-        }.items():
+
+    @jax.jit
+    def compared(kernel, gain, cotangent, x):
+        found = {}
+        for name, effective in KERNELS.items():
+            if f"{name}_w" in a:
+                value, pullback = jax.vjp(effective, kernel, gain)
+                gradients = pullback(cotangent)
+                found[name] = {"w": value, "y": _convolution(x, value, padding=0)}
+                found[name] |= {key: gradients[index] for key, index in GRADIENTS.items()}
+        return found
+
+    for name, found in compared(kernel, gain, cotangent, a["x"]).items():
+        for key, actual in found.items():
             if f"{name}_{key}" in a:
                 _assert_units_close(actual, a[f"{name}_{key}"], key, f"{name} {key}")
                 checked.add(f"{name}_{key}")

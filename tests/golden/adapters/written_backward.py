@@ -1,5 +1,6 @@
 """Adapters of Unified Normalization, PowerNorm and the masked batch norms published beside it."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -83,12 +84,13 @@ def _beside_clamped(vector: Vector) -> None:
     a, norm = vector.arrays(), _batch_norm(vector)
     with jax.enable_x64(True):
         params, state = _recorded(a, 0)
+        train = jax.jit(functools.partial(norm.apply, train=True))
         for t in range(vector.sidecar["steps"]):
-            _, state = norm.apply(params, state, a["x"][t].astype(float), train=True, mask=_mask(vector, a, t))
+            _, state = train(params, state, a["x"][t].astype(float), mask=_mask(vector, a, t))
             for name, value in state.items():
                 assert_close(value, a[f"state_running_{name}"][t + 1], _tolerance(vector), f"{name} after step {t}")
         params = {ours: a[f"eval_param_{theirs}"].astype(float) for theirs, ours in affine_parameters(vector).items()}
-        y, _ = norm.apply(params, state, a["eval_x"].astype(float), train=False)
+        y, _ = jax.jit(functools.partial(norm.apply, train=False))(params, state, a["eval_x"].astype(float))
         assert not is_close(y, a["eval_y"], 1e-3), "the recorded evaluation used running statistics"
 
 
@@ -119,16 +121,17 @@ def _beside_filled(vector: Vector) -> None:
     a, norm = vector.arrays(), nj.chain(nj.rms_norm(use_scale=False, epsilon=1e-5), _batch_norm(vector))
     momentum = vector.hyper["momentum"]
     with jax.enable_x64(True):
+        train = jax.jit(functools.partial(norm.apply, train=True))
         for t in range(vector.sidecar["steps"]):
             params, before = _recorded(a, t)
             mask = _mask(vector, a, t)
             x, state = a["x"][t].astype(float), {"0": {}, "1": before}
-            _, after = norm.apply({"0": {}, "1": params}, state, x, train=True, mask=mask)
+            _, after = train({"0": {}, "1": params}, state, x, mask=mask)
             recorded = {name: a[f"state_running_{name}"][t + 1] for name in before}
             assert_close(after["1"]["mean"], recorded["mean"], _tolerance(vector), f"mean after step {t}")
             valid, rows = (np.count_nonzero(mask), mask.size) if mask is not None else (1, 1)
             moved = {
-                name: value - (1 - momentum) * before["var"]
+                name: np.asarray(value) - (1 - momentum) * before["var"]
                 for name, value in (("own", after["1"]["var"]), ("theirs", recorded["var"]))
             }
             shrunk = moved["own"] * ((valid - 1) / (rows - 1)) if rows > 1 else moved["own"]
