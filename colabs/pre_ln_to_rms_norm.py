@@ -39,7 +39,6 @@ import dataclasses
 import pydoc_data.topics
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
@@ -63,7 +62,7 @@ config = nj.models.presets.gpt2(layers=1, features=32, heads=4, hidden=64)
 model = nnx.jit(lambda: nj.models.LanguageModel(config, vocabulary=128, tied=False, max_tokens=32, rngs=nnx.Rngs(0)))()
 optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
 starts = np.random.default_rng(0).integers(0, len(text) - 33, (100, 16))
-batches = jnp.asarray(text[starts[..., None] + np.arange(33)], jnp.int32)
+batches = text[starts[..., None] + np.arange(33)].astype(np.int32)
 
 
 def loss_of(model, batch):
@@ -132,15 +131,18 @@ plain = rng.standard_normal((64, 1024))
 offsets = 10.0 ** np.arange(-1, 4.5, 0.5)
 fast = nnx.LayerNorm(1024, rngs=nnx.Rngs(0))
 errors = {"layer norm, Flax's default": [], "layer norm, normjax": [], "RMS norm of the centred": []}
+
+
+@jax.jit
+def normalized(x, deviation):
+    return fast(x), nj.layer_normalize(x), nj.rms_normalize(deviation)
+
+
 for offset in offsets:
     x = plain + offset
     deviation = x - x.mean(-1, keepdims=True)
     exact = deviation / np.sqrt(np.mean(deviation**2, -1, keepdims=True) + 1e-6)
-    results = (
-        fast(jnp.asarray(x, jnp.float32)),
-        nj.layer_normalize(jnp.asarray(x, jnp.float32)),
-        nj.rms_normalize(jnp.asarray(deviation, jnp.float32)),
-    )
+    results = normalized(np.float32(x), np.float32(deviation))
     for values, y in zip(errors.values(), results, strict=True):
         values.append(np.linalg.norm(np.asarray(y, np.float64) - exact) / np.linalg.norm(exact))
 figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
@@ -168,8 +170,8 @@ def both(state):
     return plain, jax.grad(lambda s: loss_of(build(s), batches[0]))(state)
 
 
-expected, found = (jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(g)]) for g in both(state))
-print(f"relative difference of the gradients: {jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected):.1e}")
+expected, found = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(g)]) for g in jax.device_get(both(state)))
+print(f"relative difference of the gradients: {np.linalg.norm(found - expected) / np.linalg.norm(expected):.1e}")
 
 # %% [markdown]
 # What it is worth depends on the machine: on a CPU the folded RMS form took 4 % less time than layer norm in our

@@ -32,8 +32,6 @@ if importlib.util.find_spec("normjax") is None:  # on a hosted notebook
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "normjax[experiments]"], check=True)
 
 # %%
-import functools
-
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -50,13 +48,13 @@ import normjax as nj
 # norm each unit may be scaled alone. A readout may not be scaled at all: it sets the size of the logits.
 
 # %%
-keys = jax.random.split(jax.random.key(0), 5)
+rng = np.random.default_rng(0)
 params = {
-    "before_layer_norm": jax.random.normal(keys[0], (8, 16)),
-    "before_batch_norm": jax.random.normal(keys[1], (16, 16)),
-    "readout": jax.random.normal(keys[2], (16, 4)),
+    "before_layer_norm": rng.standard_normal((8, 16), np.float32),
+    "before_batch_norm": rng.standard_normal((16, 16), np.float32),
+    "readout": rng.standard_normal((16, 4), np.float32),
 }
-x, labels = jax.random.normal(keys[3], (64, 8)), jax.random.randint(keys[4], (64,), 0, 4)
+x, labels = rng.standard_normal((64, 8), np.float32), rng.integers(0, 4, 64)
 
 
 def loss(params, x, labels):
@@ -86,24 +84,24 @@ placements = ("pre", "post", "peri", "hybrid")
 matrices = ("query", "key", "value", "out", "up", "down")
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def stack_loss(graph, state, x, projection):
-    return jnp.sum(nnx.merge(graph, state)(x) * projection)
+@nnx.jit
+def gradient_of(stack, x, projection):
+    return nnx.grad(lambda stack: jnp.sum(stack(x) * projection))(stack)
 
 
-sequence, projection = (jax.random.normal(key, (2, 6, 16)) for key in keys[:2])
+sequence, projection = rng.standard_normal((2, 2, 6, 16), np.float32)
 cosines = []
 for name in placements:
     place = getattr(nj.placements, name)(nj.rms_norm())
     config = nj.models.TransformerConfig(layers=1, features=16, heads=2, hidden=32, placement=place)
-    graph, state = nnx.split(nj.models.Transformer(config, rngs=nnx.Rngs(0)))
-    gradient = jax.grad(stack_loss, argnums=1)(graph, state, sequence, projection)
-    blocks, grads = state["blocks"][0], gradient["blocks"][0]
+    stack = nj.models.Transformer(config, rngs=nnx.Rngs(0))
+    gradient = gradient_of(stack, sequence, projection)
+    blocks, grads = nnx.state(stack)["blocks"][0], gradient["blocks"][0]
     row = []
     for matrix in matrices:
         where = "ffn" if matrix in ("up", "down") else "attention"
-        w, g = (tree[where]["branch"][matrix]["kernel"][...].ravel() for tree in (blocks, grads))
-        row.append(float(abs(jnp.vdot(w, g)) / jnp.linalg.norm(w) / jnp.linalg.norm(g)))
+        w, g = (np.ravel(tree[where]["branch"][matrix]["kernel"][...]) for tree in (blocks, grads))
+        row.append(float(abs(w @ g) / np.linalg.norm(w) / np.linalg.norm(g)))
     cosines.append(row)
 
 # %%
@@ -152,7 +150,7 @@ def train(tx):
 
         return jax.lax.scan(step, (params, tx.init(params)), None, length=steps)[1]
 
-    return jax.tree.map(lambda norms, w: np.asarray(norms / jnp.linalg.norm(w)), run(params), params)
+    return jax.tree.map(lambda norms, w: norms / np.linalg.norm(w), jax.device_get(run(params)), params)
 
 
 free, projected = train(optax.adam(rate)), train(nj.nap(optax.adam(rate), mask=found.mask()))

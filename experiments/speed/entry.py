@@ -61,7 +61,7 @@ def arguments(entry: Entry) -> tuple[Any, Any, Any, Any]:
     def moved(leaf):
         if not jnp.issubdtype(leaf.dtype, jnp.floating) or np.ptp(leaf) > 0:
             return leaf
-        return leaf + jnp.asarray(0.1 * rng.random(leaf.shape), leaf.dtype)
+        return jnp.asarray(np.asarray(leaf) + (0.1 * rng.random(leaf.shape)).astype(leaf.dtype))
 
     x, cotangent = normal(), normal()
     params, state = jax.tree.map(moved, entry.norm.init(jax.random.key(0), x, **entry.context))

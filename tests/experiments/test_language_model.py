@@ -35,13 +35,31 @@ def _library(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _trainers():
+    """Compiled once for all runs here whose programs are the same: they differ in mesh and rates alone."""
+    module = sys.modules[run.__module__]
+    make, made = module.make_trainer, {}
+
+    def once(arm, config, mesh):
+        key = arm, mesh, config.rates
+        if key not in made:
+            made[key] = make(arm, config, mesh)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Not `experiments.language_model.run`, which is the function.
+        patch.setattr(module, "make_trainer", once)
+        yield
+
+
 def _run(out, name, **more):
     config = Config(arms=(ARM,), data_dir=out / "data", out=out, run=name, **(TINY | more))
     return run(config)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, _library):
+def finished(tmp_path_factory, _library, _trainers):
     with jax.numpy_dtype_promotion("standard"):
         return _run(tmp_path_factory.mktemp("results"), "tiny")
 

@@ -134,7 +134,7 @@ def test_gradients_equal_flax(name, masked):
             y, _ = module.apply({**variables, "params": params}, x, mask=mask, mutable=["batch_stats"])
             return (y * weights).sum()
 
-        return jax.grad(loss, (0, 1))(variables["params"], x)
+        return jax.jit(jax.grad(loss, (0, 1)))(variables["params"], x)
 
     with flax_rules():
         expected = gradients(getattr(fnn, name)(**keywords, use_fast_variance=not masked))

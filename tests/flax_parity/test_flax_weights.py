@@ -1,5 +1,6 @@
 """`WeightNorm` and `SpectralNorm` against Flax's: its checkpoints, its numbers, and the documented differences."""
 
+import functools
 import pathlib
 
 import flax.linen as fnn
@@ -58,7 +59,7 @@ def loss(model, **more):
         y, updates = model.apply(variables, x, mutable=["batch_stats"], **more)
         return jnp.sum(jnp.sin(y)), (y, updates)
 
-    return jax.value_and_grad(total, has_aux=True)
+    return jax.jit(jax.value_and_grad(total, has_aux=True))
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -67,10 +68,10 @@ def test_weight_norm_reads_linen_checkpoints(layer, keywords):
     theirs, own = both("WeightNorm", layer, keywords)
     x = LAYERS[layer][1]
     with flax_rules():
-        variables = theirs.init(KEY, x)
+        variables = jax.jit(theirs.init)(KEY, x)
         (_, (expected, _)), gradients = loss(theirs)(variables, x)
     names = lambda v: jax.tree.map(lambda a: (a.shape, a.dtype), v)
-    assert names(own.init(KEY, x)) == names(variables)
+    assert names(jax.eval_shape(own.init, KEY, x)) == names(variables)
     (_, (y, _)), own_gradients = loss(own)(variables, x)
     narrow = [BF16] if keywords.get("param_dtype") == BF16 else []
     assert_near(y, expected, COUNT, *narrow)
@@ -83,14 +84,16 @@ def test_spectral_norm_reads_linen_checkpoints_and_follows_them(layer, keywords)
     theirs, own = both("SpectralNorm", layer, keywords)
     x = LAYERS[layer][1]
     with flax_rules():
-        variables = theirs.init(KEY, x, update_stats=False)
+        variables = jax.jit(functools.partial(theirs.init, update_stats=False))(KEY, x)
     names = lambda v: jax.tree.map(lambda a: (a.shape, a.dtype), v)
-    assert names(own.init(KEY, x, update_stats=False)) == names(variables)
+    assert names(jax.eval_shape(functools.partial(own.init, update_stats=False), KEY, x)) == names(variables)
     ours = variables
+    losses = {update: (loss(theirs, update_stats=update), loss(own, update_stats=update)) for update in (True, False)}
     for update in (True, True, False):
+        their_loss, own_loss = losses[update]
         with flax_rules():
-            (_, (expected, updates)), gradients = loss(theirs, update_stats=update)(variables, x)
-        (_, (y, own_updates)), own_gradients = loss(own, update_stats=update)(ours, x)
+            (_, (expected, updates)), gradients = their_loss(variables, x)
+        (_, (y, own_updates)), own_gradients = own_loss(ours, x)
         assert_near(y, expected, COUNT)
         jax.tree.map(lambda a, b: assert_near(a, b, COUNT), own_updates, updates)
         jax.tree.map(lambda a, b: assert_near(a, b, COUNT * 8), own_gradients, gradients)
