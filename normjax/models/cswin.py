@@ -27,7 +27,7 @@ class CSWinBlock(nnx.Module):
       >>> import jax.numpy as jnp, normjax as nj
       >>> from flax import nnx
       >>> block = nj.models.CSWinBlock(8, 2, stripe=2, rngs=nnx.Rngs(0))
-      >>> nnx.jit(block)(jnp.ones((2, 4, 6, 8))).shape
+      >>> block(jnp.ones((2, 4, 6, 8))).shape
       (2, 4, 6, 8)
 
     References:

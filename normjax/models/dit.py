@@ -29,7 +29,7 @@ class DiT(nnx.Module):
       >>> options = {"shape": (4, 4, 3), "patch": 2, "layers": 1, "features": 8, "heads": 2, "classes": 10}
       >>> dit = nj.models.DiT(**options, rngs=nnx.Rngs(0))
       >>> x, time, label = jnp.ones((2, 4, 4, 3)), jnp.array([3.0, 900.0]), jnp.array([1, 10])
-      >>> nnx.jit(dit)(x, time, label).shape
+      >>> dit(x, time, label).shape
       (2, 4, 4, 3)
       >>> make = lambda: nj.models.DiT(**options, conditioning=nj.models.time_dependent_norms(), rngs=nnx.Rngs(0))
       >>> nnx.eval_shape(make).blocks[0].ffn_norm.scale["u"].shape

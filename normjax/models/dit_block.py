@@ -95,7 +95,7 @@ class DiTBlock(nnx.Module):
       >>> import jax.numpy as jnp, normjax as nj
       >>> from flax import nnx
       >>> block, x = nj.models.DiTBlock(8, 2, 16, rngs=nnx.Rngs(0)), jnp.ones((2, 5, 8))
-      >>> bool((nnx.jit(block)(x, condition=jnp.ones((2, 8)), time=jnp.zeros(2)) == x).all())
+      >>> bool((block(x, condition=jnp.ones((2, 8)), time=jnp.zeros(2)) == x).all())
       True
 
     References:

@@ -26,7 +26,7 @@ class EfficientLocalAttention(nnx.Module):
       >>> import jax.numpy as jnp, normjax as nj
       >>> from flax import nnx
       >>> attention = nj.models.EfficientLocalAttention(32, rngs=nnx.Rngs(0))
-      >>> nnx.jit(attention)(jnp.ones((2, 5, 6, 32))).shape
+      >>> attention(jnp.ones((2, 5, 6, 32))).shape
       (2, 5, 6, 32)
 
     References:

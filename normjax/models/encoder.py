@@ -56,7 +56,7 @@ class Encoder(nnx.Module):
       >>> config = nj.models.presets.bert(layers=1, features=8, heads=2, hidden=16)
       >>> options = {"vocabulary": 11, "max_tokens": 4, "types": 2, "pooler": True, "masked_head": True}
       >>> bert, tokens = nj.models.Encoder(config, **options, rngs=nnx.Rngs(0)), jnp.array([[1, 2, 3]])
-      >>> y = nnx.jit(bert)(tokens)
+      >>> y = bert(tokens)
       >>> y.shape, bert.pooled(y).shape, bert.logits(y).shape
       ((1, 3, 8), (1, 8), (1, 3, 11))
       >>> config = nj.models.presets.t5_encoder(layers=1, features=8, heads=2, hidden=16)

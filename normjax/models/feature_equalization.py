@@ -31,7 +31,7 @@ class FeatureEqualization(nnx.Module):
       >>> import jax.numpy as jnp, normjax as nj
       >>> from flax import nnx
       >>> block = nj.models.FeatureEqualization(16, rngs=nnx.Rngs(0))
-      >>> nnx.jit(block)(jnp.ones((2, 5, 6, 16))).shape
+      >>> block(jnp.ones((2, 5, 6, 16))).shape
       (2, 5, 6, 16)
 
     References:

@@ -23,7 +23,7 @@ class GaussianMixtureMask(nnx.Module):
       >>> import jax.numpy as jnp, normjax as nj
       >>> from flax import nnx
       >>> mask = nj.models.GaussianMixtureMask((2, 3), heads=4, rngs=nnx.Rngs(0))
-      >>> nnx.jit(mask)(jnp.ones((5, 4, 6, 6))).shape
+      >>> mask(jnp.ones((5, 4, 6, 6))).shape
       (5, 4, 6, 6)
 
     References:

@@ -27,7 +27,7 @@ class GraphTransformerLayer(nnx.Module):
       >>> from flax import nnx
       >>> layer = nj.models.GraphTransformerLayer(8, 2, norm=nj.layer_norm(), rngs=nnx.Rngs(0))
       >>> src, dst = jnp.array([0, 1, 2]), jnp.array([1, 2, 0])
-      >>> nnx.jit(layer)(jnp.ones((3, 8)), src, dst).shape
+      >>> layer(jnp.ones((3, 8)), src, dst).shape
       (3, 8)
 
     References:

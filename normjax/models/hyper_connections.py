@@ -74,7 +74,7 @@ class HyperConnection(nnx.Module):
       >>> from flax import nnx
       >>> connection = nj.models.HyperConnection(8, streams=4, rngs=nnx.Rngs(0))
       >>> x = jnp.ones((2, 3, 4, 8))
-      >>> read, write, mix = nnx.jit(connection)(x)
+      >>> read, write, mix = connection(x)
       >>> x = connection.merge(x, jnp.tanh(read), write, mix)
       >>> read.shape, x.shape
       ((2, 3, 8), (2, 3, 4, 8))

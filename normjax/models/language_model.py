@@ -23,7 +23,7 @@ class LanguageModel(nnx.Module):
       ...     layers=1, features=8, heads=2, hidden=16, placement=nj.placements.pre(nj.rms_norm())
       ... )
       >>> model = nj.models.LanguageModel(config, vocabulary=11, rngs=nnx.Rngs(0))
-      >>> nnx.jit(model)(jnp.array([[1, 2, 3]])).shape
+      >>> model(jnp.array([[1, 2, 3]])).shape
       (1, 3, 11)
     """
 

@@ -60,7 +60,7 @@ class NGPT(nnx.Module):
       >>> import jax.numpy as jnp, normjax as nj
       >>> from flax import nnx
       >>> model = nj.models.NGPT(layers=1, features=8, heads=2, hidden=32, vocabulary=11, rngs=nnx.Rngs(0))
-      >>> nnx.jit(model)(jnp.array([[1, 2, 3]])).shape
+      >>> model(jnp.array([[1, 2, 3]])).shape
       (1, 3, 11)
 
     References:

@@ -47,7 +47,7 @@ class NGPTBlock(nnx.Module):
       >>> import jax, jax.numpy as jnp, normjax as nj
       >>> from flax import nnx
       >>> block = nj.models.NGPTBlock(8, 2, 16, rngs=nnx.Rngs(0))
-      >>> h = nnx.jit(block)(nj.l2_normalize(jax.random.normal(jax.random.key(0), (1, 3, 8))))
+      >>> h = block(nj.l2_normalize(jax.random.normal(jax.random.key(0), (1, 3, 8))))
       >>> bool(jnp.allclose(jnp.linalg.norm(h, axis=-1), 1.0, atol=1e-5))
       True
 

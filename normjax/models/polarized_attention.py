@@ -27,7 +27,7 @@ class ParallelPolarizedAttention(nnx.Module):
       >>> import jax.numpy as jnp, normjax as nj
       >>> from flax import nnx
       >>> attention = nj.models.ParallelPolarizedAttention(8, rngs=nnx.Rngs(0))
-      >>> nnx.jit(attention)(jnp.ones((2, 3, 4, 8))).shape
+      >>> attention(jnp.ones((2, 3, 4, 8))).shape
       (2, 3, 4, 8)
 
     References:
@@ -67,7 +67,7 @@ class SequentialPolarizedAttention(nnx.Module):
       >>> import jax.numpy as jnp, normjax as nj
       >>> from flax import nnx
       >>> attention = nj.models.SequentialPolarizedAttention(16, norm=nj.rms_norm(), rngs=nnx.Rngs(0))
-      >>> nnx.jit(attention)(jnp.ones((2, 3, 4, 16))).shape
+      >>> attention(jnp.ones((2, 3, 4, 16))).shape
       (2, 3, 4, 16)
 
     References:

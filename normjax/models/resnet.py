@@ -136,7 +136,7 @@ class ResNet(nnx.Module):
       >>> config = nj.models.ResNetConfig(nj.batch_norm(), depths=(1, 1), widths=(4, 8))
       >>> model = nj.models.ResNet(config, classes=3, rngs=nnx.Rngs(0))
       >>> model.eval()
-      >>> nnx.jit(model)(jnp.ones((2, 8, 8, 3))).shape
+      >>> model(jnp.ones((2, 8, 8, 3))).shape
       (2, 3)
 
     References:

@@ -30,7 +30,7 @@ class SiameseDiTBlock(nnx.Module):
       >>> from flax import nnx
       >>> block = nj.models.SiameseDiTBlock(8, 2, index=0, rngs=nnx.Rngs(0))
       >>> x, c = jnp.ones((2, 5, 8)), jnp.ones((2, 8))
-      >>> u, y = nnx.jit(block)(x, x, c)
+      >>> u, y = block(x, x, c)
       >>> u.shape, y.shape
       ((2, 5, 8), (2, 5, 8))
 

@@ -24,7 +24,7 @@ class SimplifiedLinearAttention(nnx.Module):
       >>> import jax.numpy as jnp, normjax as nj
       >>> from flax import nnx
       >>> attention = nj.models.SimplifiedLinearAttention(8, 2, shape=(3, 4), rngs=nnx.Rngs(0))
-      >>> nnx.jit(attention)(jnp.ones((2, 12, 8))).shape
+      >>> attention(jnp.ones((2, 12, 8))).shape
       (2, 12, 8)
 
     References:

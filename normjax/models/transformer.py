@@ -187,7 +187,7 @@ class Transformer(nnx.Module):
       ...     layers=2, features=8, heads=2, hidden=16, placement=nj.placements.peri(nj.rms_norm())
       ... )
       >>> stack = nj.models.Transformer(config, rngs=nnx.Rngs(0))
-      >>> nnx.jit(stack)(jnp.ones((1, 3, 8))).shape
+      >>> stack(jnp.ones((1, 3, 8))).shape
       (1, 3, 8)
     """
 

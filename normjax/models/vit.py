@@ -23,7 +23,7 @@ class ViT(nnx.Module):
       >>> from flax import nnx
       >>> config = nj.models.presets.vit(layers=1, features=8, heads=2, hidden=16)
       >>> model = nj.models.ViT(config, image_size=8, patch_size=4, classes=3, rngs=nnx.Rngs(0))
-      >>> nnx.jit(model)(jnp.ones((2, 8, 8, 3))).shape, model.position_embedding.shape
+      >>> model(jnp.ones((2, 8, 8, 3))).shape, model.position_embedding.shape
       ((2, 3), (5, 8))
 
     References:

@@ -31,7 +31,7 @@ class WideNet(nnx.Module):
       >>> import jax.numpy as jnp, normjax as nj
       >>> from flax import nnx
       >>> net = nj.models.WideNet(8, depth=3, heads=2, experts=4, rngs=nnx.Rngs(0))
-      >>> y, auxiliary_loss = nnx.jit(net)(jnp.ones((2, 5, 8)))
+      >>> y, auxiliary_loss = net(jnp.ones((2, 5, 8)))
       >>> y.shape, auxiliary_loss.shape
       ((2, 5, 8), ())
 

@@ -67,9 +67,9 @@ def adaptive_balance_normalize(
       ValueError: If axes, mask, parameters, epsilon or `task` do not fit.
 
     Example:
-      >>> import jax, jax.numpy as jnp, normjax as nj
+      >>> import jax.numpy as jnp, normjax as nj
       >>> x, task = jnp.array([[0.0], [2.0], [6.0]]), jnp.array([0, 0, 1])
-      >>> _, moments, current = jax.jit(nj.adaptive_balance_normalize)(x, task, jnp.zeros(2))
+      >>> _, moments, current = nj.adaptive_balance_normalize(x, task, jnp.zeros(2))
       >>> round(float(moments.mean[0, 0]), 3), int(current)
       (3.0, 1)
 

@@ -113,8 +113,7 @@ def learned_region_norm(
 
     Example:
       >>> import jax, jax.numpy as jnp, normjax as nj
-      >>> norm, x = nj.learned_region_norm(), jnp.ones((2, 9, 9, 4))
-      >>> params, state = jax.eval_shape(norm.init, jax.random.key(0), x)
+      >>> params, state = nj.learned_region_norm().init(jax.random.key(0), jnp.ones((2, 9, 9, 4)))
       >>> params["mask"]["kernel"].shape, params["scale"]["kernel"].shape
       ((7, 7, 2, 1), (7, 7, 1, 1))
 
