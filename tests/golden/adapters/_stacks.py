@@ -66,7 +66,7 @@ def _check(layout: Layout, config: TransformerConfig, vector: Vector) -> None:
         first = [c[0] if isinstance(c, tuple) else c for c in carries]
         return stack.ended(carries[-1]), dict(_named(layout, first))
 
-    @jax.jit
+    # Operation by operation: the recorded stacks have most of theirs in common, and each is compiled once for all.
     def run(params, x, cotangent):
         y, pullback, hidden = jax.vjp(forward, params, x, has_aux=True)
         return y, hidden, pullback(cotangent)
