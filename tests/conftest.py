@@ -31,7 +31,6 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -75,16 +74,11 @@ def free_compiled_functions():
 OPTIMIZED = {"test_optim_projection", "test_accuracy_table"}
 if importlib.metadata.version("jaxlib") < "0.11":
     OPTIMIZED.add("test_golden")
-# Nothing in these folders is compiled twice: what would be kept is never read.
-COMPILED_ONCE = {"diagnostics", "fold", "golden", "loaders", "models", "norms", "pallas_kernels", "weights"}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compilation(request):
-    """LLVM's optimizations and the shared cache, where they pay."""
+    """LLVM's optimizations, where they pay."""
     jax.config.update("jax_disable_most_optimizations", request.path.stem not in OPTIMIZED)
-    jax.config.update("jax_enable_compilation_cache", request.path.parent.name not in COMPILED_ONCE)
-    compilation_cache.reset_cache()  # which asks for that option only once
     yield
     jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_enable_compilation_cache", True)

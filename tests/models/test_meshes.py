@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 
 import flax.linen as nn
 import jax
@@ -20,6 +21,7 @@ CONFIG = nj.models.TransformerConfig(
     layers=2, features=16, heads=4, hidden=32, placement=nj.placements.peri(nj.rms_norm()), scan=True
 )
 STEPS = 10
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +90,8 @@ def reference():
         return np.asarray(trained("data")[-1], np.float64)
 
 
-@pytest.mark.parametrize("name", ["fsdp", "tensor", "mixed"])
+# `mixed` cuts as `tensor` does, and more.
+@pytest.mark.parametrize("name", ["fsdp", "tensor", "mixed"] if NIGHTLY else ["fsdp", "mixed"])
 def test_ten_steps_are_those_of_data_parallelism(name, reference):
     mesh, compiled, model, state, losses = trained(name)
     np.testing.assert_allclose(losses, reference, rtol=0, atol=1e-5)
