@@ -110,7 +110,8 @@ class HyperConnection(nnx.Module):
         self.mixing = nnx.Linear(streams * features, streams * (2 + streams), use_bias=False, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros(streams * (2 + streams)))
         # A small scale begins near the mixings that the bias states.
-        self.scale = nnx.Param(0.01 * jnp.ones(3))
+        # With its dtype: a number alone is weakly typed, and a step that makes it a strong one would be compiled twice.
+        self.scale = nnx.Param(jnp.full((3,), 0.01, float))
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Computes the mixings, in at least float32.

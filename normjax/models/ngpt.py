@@ -106,7 +106,8 @@ class NGPT(nnx.Module):
         self.blocks = equal_blocks(make, layers, rngs, scan)
         options = {"kernel_init": unit_init(EMBEDDING_AXES["head"]), **linear_names("embed", "vocab"), **dtypes}
         self.head = nnx.Linear(features, vocabulary, use_bias=False, **options, rngs=rngs)
-        self.logit_scale = nnx.Param(features**-0.5 * jnp.ones(vocabulary), **named("vocab"))
+        # With its dtype: a number alone is weakly typed, and a step that makes it a strong one would be compiled twice.
+        self.logit_scale = nnx.Param(jnp.full((vocabulary,), features**-0.5, float), **named("vocab"))
 
     def __call__(self, tokens: jax.Array, *, positions: jax.Array | None = None) -> jax.Array:
         """Reads tokens and predicts the one after each.

@@ -71,8 +71,9 @@ def _ends(coordinate: jax.Array, length: int, padding: Padding) -> list[tuple[ja
 
 
 def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
+    table = jnp.asarray(table)  # a NumPy array cannot be read at a traced index
     # With explicit axis types a gather by a sharded index must be told that its result is sharded like the index.
-    sharding, table = jax.typeof(index).sharding, jnp.asarray(table)
+    sharding = jax.typeof(index).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return table[index]
     spec = PartitionSpec(*sharding.spec, *[None] * (table.ndim - 1))

@@ -101,10 +101,10 @@ def next_count(count: jax.Array) -> jax.Array:
 
 def on_schedule(due: jax.Array | None, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
     """`then()` where due, else `otherwise()` of the same structure; `None` is always, without a branch."""
-    if due is None:
-        return then()
-    # Outside of jit, cond would compile its branches anew at every call.
-    return jax.lax.cond(due, then, otherwise) if is_traced(due) else then() if due else otherwise()
+    if is_traced(due):
+        return jax.lax.cond(due, then, otherwise)
+    # Outside of jit the answer is known, and cond would compile its branches anew at every call.
+    return then() if due is None or due else otherwise()
 
 
 def due_after(count: jax.Array, every: Any) -> jax.Array | None:

@@ -10,9 +10,10 @@ import pytest
 from flax import nnx
 
 import normjax as nj
-from normjax.diagnostics.alignment import GRANULARITIES
-from normjax.diagnostics.invariance import THRESHOLD
+from normjax.diagnostics.alignment import layouts, sizes
+from normjax.diagnostics.invariance import THRESHOLD, ScaleInvariance, WeightInvariance
 from normjax.models import AttentionKind, Transformer, TransformerConfig
+from normjax.optim._paths import flatten
 
 NORM = nj.rms_norm(epsilon=0.0)
 PLACES = {
@@ -49,16 +50,13 @@ def drawn(config):
     return graph, jax.tree.map(lambda p: jnp.asarray(0.4 * rng.standard_normal(p.shape), p.dtype), params)
 
 
+HEADS = {f"{name}/kernel": 2 for name in ("query", "key", "value")}
 # One program for the matrices of all placements.
-cosines = jax.jit(
-    functools.partial(
-        nj.diagnostics.gradient_cosines, heads={f"{name}/kernel": 2 for name in ("query", "key", "value")}
-    )
-)
+cosines = jax.jit(functools.partial(nj.diagnostics.gradient_cosines, heads=HEADS))
 
 
 def measured(config, x, cotangent):
-    """The finest granularity at which the loss does not feel a matrix's scale, by path, and what it was judged by."""
+    """What `scale_invariance` finds, from gradients that are not one program."""
     graph, params = drawn(config)
 
     def loss(params, x):
@@ -70,14 +68,18 @@ def measured(config, x, cotangent):
         {"/".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(tree) if v.ndim == 2}
         for tree in (params, gradients)
     )
-    found = jax.device_get(cosines(weights, slopes))
-    # As scale_invariance judges them: in units of what unrelated vectors of as many numbers have.
-    aligned = {
-        path: {g: float(np.nanmax(np.abs(c)) * np.sqrt(weights[path].size / np.size(c))) for g, c in by.items()}
-        for path, by in found.items()
+    read = layouts(weights, weights, HEADS, None, None)
+    found = {
+        path: WeightInvariance(
+            weights[path].shape,
+            read[path],
+            {g: np.nanmax(np.abs(c)) for g, c in by.items()},
+            sizes(weights[path].shape, read[path]),
+            silent={},
+        )
+        for path, by in jax.device_get(cosines(weights, slopes)).items()
     }
-    holds = lambda by: next((g for g in reversed(GRANULARITIES) if by.get(g, np.inf) < THRESHOLD), None)
-    return {path: holds(by) for path, by in aligned.items()}, aligned
+    return ScaleInvariance(found, THRESHOLD, flatten(weights))
 
 
 # Options of a block change one placement as any other: every second of them by day.
@@ -96,7 +98,7 @@ CASES = [*((name, {}) for name in PLACES), *OPTIONS[:: 1 if NIGHTLY else 2]]
 def test_scale_invariance_is_as_stated(name, options, rng):
     config = config_of(PLACES[name], kinds=(AttentionKind(causal=False),), **options)
     x, cotangent = (jnp.asarray(rng.standard_normal((2, 5, 8)), jnp.float32) for _ in range(2))
-    finest, aligned = measured(config, x, cotangent)
+    found = measured(config, x, cotangent)
     said = {"gated": config.gated, "homogeneous": config.activation is jax.nn.relu}
     qk = config.qk_norm_over if config.qk_norm else None
     for depth in range(1, LAYERS + 1):
@@ -107,7 +109,7 @@ def test_scale_invariance_is_as_stated(name, options, rng):
                 if matrix == "gate" and not config.gated:
                     continue
                 path = f"blocks/{depth - 1}/{kind}/branch/{matrix}/kernel"
-                assert finest[path] == stated.get(matrix), f"{path}, said {stated}: {aligned[path]}"
+                assert found.granularity(path) == stated.get(matrix), f"{path}, said {stated}:\n{found}"
 
 
 def test_depth_rules_and_errors():
