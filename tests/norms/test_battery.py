@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 import normjax as nj
 from normjax._method import methods
 from tests.norms.cases import CASES, FIRST, of_each_family
+from tests.norms.drawn import feature_mask, make_context, make_input, make_params, tolerance, widened
 
 over_cases = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 over_methods = pytest.mark.parametrize("case", FIRST, ids=lambda c: c.name)
@@ -20,31 +20,6 @@ EPS32 = float(np.finfo(np.float32).eps)
 NIGHTLY = hypothesis.settings.get_current_profile_name() == "nightly"
 # What a mask and a gradient meet is how a method is built; its further settings meet it at night.
 over_masked = pytest.mark.parametrize("case", CASES if NIGHTLY else FIRST, ids=lambda c: c.name)
-
-
-def make_input(case, rng, dtype=np.float32, offset=0.0, spread=1.0):
-    return (offset + spread * rng.standard_normal(case.shape)).astype(dtype)
-
-
-def make_context(case, shape=None):
-    """What a conditional norm reads, the same in every test for an input of that shape."""
-    return case.context(np.random.default_rng(1), case.shape if shape is None else shape)
-
-
-def make_params(case, rng):
-    """Parameters away from their initial values, so that a forgotten scale or bias shows."""
-    struct = jax.ShapeDtypeStruct(case.shape, jnp.float32)
-    params, state = case.norm.init(jax.random.key(0), struct, **make_context(case))
-    noisy = lambda p: np.asarray(p) + (0.3 * rng.standard_normal(p.shape)).astype(p.dtype)
-    return jax.tree.map(noisy, params), state
-
-
-def feature_mask(case, rng, empty=False):
-    """A mask of size 1 on the last axis (padding of positions), or full where only features are reduced."""
-    shape = case.shape if len(case.shape) == 2 and not case.across_batch else (*case.shape[:-1], 1)
-    mask = rng.random(shape) < 0.7
-    mask[(0,) * mask.ndim] = True
-    return np.zeros_like(mask) if empty else mask
 
 
 @functools.cache
@@ -73,15 +48,6 @@ def with_gradients(name):
         return y, new_state, gradients
 
     return run
-
-
-def tolerance(case, expected, dtype):
-    """32 roundings of values of the output's size; twice that for a chain of two norms is still inside."""
-    return case.condition * 32 * float(jnp.finfo(dtype).eps) * max(1.0, float(np.max(np.abs(expected))))
-
-
-def widened(tree):
-    return jax.tree.map(lambda a: np.asarray(a, np.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
 
 def test_every_exported_factory_has_a_case():
@@ -163,63 +129,7 @@ def test_scan_vmap_remat_and_jit_without_recompilation(case, rng):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=16 * EPS32, atol=16 * EPS32), looped, final)
 
 
-DERIVATIVES = [c for c in CASES if c.exact_derivative]
-FIRST_DERIVATIVES = [c for c in FIRST if c.exact_derivative]
-SECOND_ORDER = [next(c for c in CASES if c.factory is f) for f in (nj.layer_norm, nj.rms_norm, nj.batch_norm)]
-
-
-# All methods share the few rules that their derivatives are made of.
-SHARED_RULES = FIRST_DERIVATIVES if NIGHTLY else of_each_family(FIRST_DERIVATIVES)
-
-
-def reads(case):
-    """Whether it is conditional on something that has a gradient."""
-    return bool(divided(make_context(case))[0])
-
-
-def divided(context):
-    """The context as floating arrays, which can be differentiated, and the rest."""
-    floating = {k: v for k, v in context.items() if jnp.issubdtype(jnp.asarray(v).dtype, jnp.floating)}
-    return widened(floating), {k: v for k, v in context.items() if k not in floating}
-
-
-@pytest.mark.parametrize(
-    ("case", "masked"),
-    # Where something is read besides the input, its gradient is asked for; the others' are compared below every day.
-    [(c, False) for c in (DERIVATIVES if NIGHTLY else FIRST_DERIVATIVES) if NIGHTLY or c in SHARED_RULES or reads(c)]
-    + [(c, True) for c in (DERIVATIVES if NIGHTLY else SHARED_RULES)],
-    ids=lambda value: value.name if hasattr(value, "name") else "masked" if value else "whole",
-)
-def test_derivatives_by_finite_differences(case, masked, rng):
-    with jax.enable_x64(True):
-        params, state = widened(make_params(case, rng))
-        x = jnp.asarray(make_input(case, rng, np.float64))
-        mask = feature_mask(case, rng) if masked else None
-        floating, rest = divided(make_context(case))
-
-        def forward(params, x, floating):
-            return case.norm.apply(params, state, x, train=True, mask=mask, **floating, **rest)[0]
-
-        primals = (params, x, floating)
-        if case in SECOND_ORDER and not masked:
-            # The one derivative rule, in the cases that it serves first; of the others, the next test compares two
-            # ways to the second order.
-            check_grads(jax.jit(forward), primals, order=2, modes=("fwd", "rev"), eps=1e-4, atol=1e-4, rtol=1e-4)
-            return
-        normal = lambda a: jnp.asarray(rng.standard_normal(a.shape))
-        tangents, cotangent = jax.tree.map(normal, primals), normal(x)
-        slopes = functools.partial(_slopes, forward, tangents=tangents, cotangent=cotangent)
-        _, forward_mode, slope, reverse_mode = slopes(primals)
-        moved = lambda h: jax.tree.map(lambda p, t: p + h * t, jax.device_get(primals), jax.device_get(tangents))
-        above, below = (np.asarray(slopes(moved(h))[0]) for h in (1e-4, -1e-4))
-        difference = (above - below) / 2e-4
-        # Central differences of step h err by h² plus the rounding eps / h: 1e-4 gives about 1e-8.
-        size = max(1.0, float(np.max(np.abs(difference))))
-        np.testing.assert_allclose(forward_mode, difference, rtol=0, atol=1e-4 * size)
-        np.testing.assert_allclose(reverse_mode, slope, rtol=0, atol=1e-10 * x.size * size)
-
-
-@pytest.mark.parametrize("case", FIRST_DERIVATIVES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [c for c in FIRST if c.exact_derivative], ids=lambda c: c.name)
 def test_gradients_are_the_slopes_of_the_oracle(case, rng):
     """In float32, where the float64 formula in NumPy gives the differences."""
     params, state = make_params(case, rng)
@@ -240,32 +150,6 @@ def test_gradients_are_the_slopes_of_the_oracle(case, rng):
     # Central differences err by h², about 1e-8; each product of a float32 gradient by its roundings.
     bound = 1e-6 + case.condition * 64 * EPS32 * sum(jax.tree.leaves(sizes))
     np.testing.assert_allclose(sum(jax.tree.leaves(products)), (loss(1e-4) - loss(-1e-4)) / 2e-4, rtol=1e-6, atol=bound)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _slopes(f, primals, tangents, cotangent):
-    """The output, its tangent, and the slope of a loss from that tangent and from the gradients."""
-    y, tangent = jax.jvp(f, (*primals,), (*tangents,))
-    gradients = jax.vjp(f, *primals)[1](cotangent.reshape(y.shape))
-    products = jax.tree.map(lambda g, t: jnp.sum(g * t), gradients, tangents)
-    return y, tangent, jnp.sum(cotangent.reshape(y.shape) * tangent), sum(jax.tree.leaves(products))
-
-
-@pytest.mark.parametrize("case", SHARED_RULES, ids=lambda c: c.name)
-def test_hessian_vector_products_agree(case, rng):
-    with jax.enable_x64(True):
-        params, state = widened(make_params(case, rng))
-        x, tangent = (jnp.asarray(make_input(case, rng, np.float64)) for _ in range(2))
-        context = widened(make_context(case))
-        loss = lambda x: jnp.sum(jnp.sin(case.norm.apply(params, state, x, train=True, **context)[0]))
-
-        @jax.jit
-        def both_orders(x, t):
-            return jax.jvp(jax.grad(loss), (x,), (t,))[1], jax.grad(lambda x: jax.jvp(loss, (x,), (t,))[1])(x)
-
-        forward_over_reverse, reverse_over_forward = both_orders(x, tangent)
-        scale = float(jnp.max(jnp.abs(forward_over_reverse)))
-        np.testing.assert_allclose(forward_over_reverse, reverse_over_forward, rtol=0, atol=1e-12 * max(1, scale))
 
 
 @over_masked
